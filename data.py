@@ -1,0 +1,443 @@
+"""Data: the records, one loader a task, prompts, splits, and batches of token ids.
+
+    rows (hub or file) -> Query -> prompt ids -> [engine] -> Sample -> (ids, n_prompt) -> micro-batches
+
+A task is one loader here (`LOADERS`), one grader in rewards.py and one preset in bstar.py. Every loader returns `Splits`: `train` queries
+(those with a human `solution` are also the SFT set), `val` queries to choose checkpoints on, and named `tests` that are only reported.
+
+The default task is a toy: chains of modular arithmetic in words, after iGSM ("Physics of Language Models 2.1"). Its answers can be
+guessed (there are only ten), its steps can all be checked (`check_toy`), so that "right answer by wrong reasoning" is a number here
+and not a worry. It shows the dynamics of self-training; it says nothing about how a pre-trained model reads English.
+
+Where this file leaves the paper: see the README's table (what "the MATH split" means for local files, which rows are dropped).
+"""
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import re
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Iterable, Iterator
+
+
+class UserError(Exception):
+    """Something the user can mend: printed as one line on stderr, exit code 2."""
+
+
+def run(main) -> None:
+    """Runs a script's main; what the user can mend is one line on stderr and exit code 2, Ctrl-C is 130."""
+    try:
+        main()
+    except UserError as e:
+        print(f"{Path(sys.argv[0]).name}: {e}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+@dataclass(frozen=True)
+class Query:
+    """x: one question. `gold` is a* (never shown to the policy), `solution` a human y where there is one."""
+    id: str
+    text: str
+    gold: str
+    solution: str = ""
+
+
+@dataclass
+class Sample:
+    """y^: one response to a query, and what the reward made of it (filled by `bstar.score`)."""
+    response: str
+    finish_reason: str                     # "stop" (the policy ended it) or "length" (cut off: never selected)
+    pred: str | None = None                # a^
+    correct: bool = False                  # 1[a^ = a*]
+    sound: bool | None = None              # every step right as well; None where steps cannot be checked
+    steps: list[float] = field(default_factory=list)   # one score in [0, 1] a step, empty without a process reward
+    r_prm: float | None = None             # 2 min(steps) - 1
+    reward: float = float("-inf")          # r of Eq. 1; -inf for a cut-off response, so that no tau selects it
+
+
+@dataclass
+class Splits:
+    """What a loader returns. `base` and `chat` are the prompts around {query}: for a base model, and as a user's turn in a chat."""
+    train: list[Query]
+    val: list[Query]
+    tests: dict[str, list[Query]]
+    base: str
+    chat: str
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The toy: words, stories, solutions, and an exact check of every step
+
+NAMES = "Ann Bob Cid Dan Eve Fay Gil Hal Ida Jon Kim Leo".split()
+TOY_WORDS = [*NAMES, *"0123456789", *"has and times more less than . ? = + - * ; #".split()]
+MOD = 10
+_UNITS = (3, 7, 9)                         # factors with an inverse mod 10: a wrong value stays wrong, where 5 or 2 would wash it out
+_COMMUTE = "+*"
+_OPS = {"+": lambda a, b: (a + b) % MOD, "-": lambda a, b: (a - b) % MOD, "*": lambda a, b: (a * b) % MOD}
+
+
+def toy_sentence(name: str, a: str, op: str, b: str) -> str:
+    """The sentence that defines `name` as a op b; `a` is a person, `b` a person or a digit.
+
+    >>> toy_sentence("Cid", "Ida", "*", "6"), toy_sentence("Ann", "Ida", "+", "Cid"), toy_sentence("Bob", "Ann", "-", "3")
+    ('Cid has 6 times Ida .', 'Ann has Ida and Cid .', 'Bob has 3 less than Ann .')
+    """
+    if b in NAMES:
+        return f"{name} has {a} and {b} ."
+    return f"{name} has {b} {dict(zip('*+-', ('times', 'more than', 'less than')))[op]} {a} ."
+
+
+def parse_toy(text: str) -> tuple[dict[str, tuple[str, ...]], str]:
+    """A story -> ({name: (digit,) or (a, op, b)}, the name asked for).
+
+    >>> parse_toy("Ida has 5 . Cid has 6 times Ida . Ann has Ida and Cid . Ann ?")
+    ({'Ida': ('5',), 'Cid': ('Ida', '*', '6'), 'Ann': ('Ida', '+', 'Cid')}, 'Ann')
+    """
+    *sentences, question = text.split(" . ")
+    defs: dict[str, tuple[str, ...]] = {}
+    for name, _has, *rest in map(str.split, sentences):
+        if len(rest) == 1:
+            defs[name] = (rest[0],)
+        elif rest[1] == "and":
+            defs[name] = (rest[0], "+", rest[2])
+        else:
+            defs[name] = (rest[-1], {"times": "*", "more": "+", "less": "-"}[rest[1]], rest[0])
+    return defs, question.split()[0]
+
+
+def _toy_values(defs: dict[str, tuple[str, ...]]) -> dict[str, int]:
+    values: dict[str, int] = {}
+    for name, d in defs.items():           # stories are told in order: operands are known before they are used
+        operands = [int(x) if x.isdigit() else values[x] for x in d[::2]]
+        values[name] = operands[0] if len(d) == 1 else _OPS[d[1]](*operands)
+    return values
+
+
+def toy_query(rng: random.Random, max_ops: int, uid: str) -> Query:
+    """A story of 2..max_ops people after the first, each defined by anyone before, and the human-like solution for the last one.
+
+    The solution takes the needed people in the story's order and + and * in either order; who is not needed is left out.
+    """
+    names = rng.sample(NAMES, rng.randint(2, max_ops) + 1)
+    defs: dict[str, tuple[str, ...]] = {names[0]: (str(rng.randrange(1, MOD)),)}
+    for i, name in enumerate(names[1:], 1):
+        a, op = rng.choice(names[:i]), rng.choice("++-*")
+        b = rng.choice(names[:i]) if op == "+" and rng.random() < 0.7 else str(rng.choice(_UNITS if op == "*" else range(1, MOD)))
+        defs[name] = (a, op, b)
+    story = " ".join(f"{n} has {d[0]} ." if len(d) == 1 else toy_sentence(n, *d) for n, d in defs.items())
+    values, needed = _toy_values(defs), {names[-1]}
+    for name in reversed(names):
+        needed |= set(defs[name]) & set(names) if name in needed else set()
+    steps = []
+    for name in [n for n in names[1:] if n in needed]:
+        a, op, b = defs[name]
+        if op in _COMMUTE and rng.random() < 0.5:
+            a, b = b, a
+        shown = [x if x.isdigit() else str(values[x]) for x in (a, b)]
+        steps.append(f"{name} = {a} {op} {b} = {shown[0]} {op} {shown[1]} = {values[name]}")
+    gold = str(values[names[-1]])
+    return Query(uid, f"{story} {names[-1]} ?", gold, " ; ".join([*steps, f"# {gold}"]))
+
+
+def check_toy(text: str, response: str) -> list[bool]:
+    """Is each step of a toy response right?  One bool a ` ; `-separated step, exact, with no model.
+
+    A step `X = A op B = a op b = r` is right if the story defines X so (either order for + and *), a and b are the true values of people
+    given by the story or derived by an earlier right step, and r is the true result. The last step `# r` is right if r was derived for
+    the person asked about. So a lucky answer after a wrong step is a right answer with a wrong step.
+
+    >>> story = "Ida has 5 . Cid has 6 times Ida . Ann has Ida and Cid . Ann ?"
+    >>> check_toy(story, "Cid = Ida * 6 = 5 * 6 = 0 ; Ann = Ida + Cid = 5 + 0 = 5 ; # 5")
+    [True, True, True]
+    >>> check_toy(story, "Cid = Ida + 6 = 5 + 6 = 1 ; Ann = Ida + Cid = 5 + 0 = 5 ; # 5")
+    [False, False, False]
+    """
+    defs, asked = parse_toy(text)
+    truth = _toy_values(defs)
+    known = {n: truth[n] for n, d in defs.items() if len(d) == 1}
+    right = []
+    for step in response.split(" ; "):
+        t = step.split()
+        if len(t) == 2 and t[0] == "#":
+            right.append(asked in known and t[1] == str(known[asked]))
+            continue
+        right.append(_toy_step(t, defs, known))
+        if right[-1]:
+            known[t[0]] = truth[t[0]]
+    return right
+
+
+def _toy_step(t: list[str], defs: dict[str, tuple[str, ...]], known: dict[str, int]) -> bool:
+    if len(t) != 11 or (t[1], t[5], t[9]) != ("=", "=", "=") or t[3] != t[7] or len(defs.get(t[0], ())) != 3:
+        return False
+    a, op, b = defs[t[0]]
+    said = tuple(t[2:5])
+    if said != (a, op, b) and not (op in _COMMUTE and said == (b, op, a)):
+        return False
+    if any(x not in known for x in (a, b) if not x.isdigit()):
+        return False
+    operands = [int(x) if x.isdigit() else known[x] for x in (t[2], t[4])]
+    return t[6:11] == [str(operands[0]), op, str(operands[1]), "=", str(_OPS[op](*operands))]
+
+
+def load_toy(cfg) -> Splits:
+    """Stories from the seed of the *data* (not of the run): no question occurs twice, within or across the splits."""
+    rng, seen = random.Random(f"toy {cfg.toy_max_ops}"), set()
+
+    def fresh(split: str, n: int) -> list[Query]:
+        out: list[Query] = []
+        while len(out) < n:
+            q = toy_query(rng, cfg.toy_max_ops, f"{split}/{len(out)}")
+            if q.text not in seen:
+                seen.add(q.text)
+                out.append(q)
+        return out
+    test, val, train = fresh("test", 500), fresh("val", cfg.val_queries), fresh("train", cfg.toy_queries)
+    # few human solutions, many questions: only the first part of the training set shows its solution
+    train = [q if i < cfg.toy_solutions else Query(q.id, q.text, q.gold) for i, q in enumerate(train)]
+    return Splits(train, val, {"toy": test}, "{query}", "{query}")
+
+
+def make_toy_model(folder: Path, seed: int, width: int = 64, layers: int = 2, heads: int = 4) -> None:
+    """Writes a base model to `folder`: a word-level tokenizer and a tiny LlamaForCausalLM with random weights, as Hugging Face keeps them."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(special + TOY_WORDS)}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    pad, bos, eos, unk = special
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token=pad, bos_token=bos, eos_token=eos, unk_token=unk,
+                                        clean_up_tokenization_spaces=False, model_max_length=256)
+    torch.manual_seed(seed)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width + width // 2, num_hidden_layers=layers,
+                         num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=256, tie_word_embeddings=False,
+                         pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Rows from a hub or a file
+
+def read_rows(path: str) -> Iterator[tuple[str, dict]]:
+    """(where, row) for each row of a .jsonl, .jsonl.gz or .parquet file; `where` is "FILE:LINE", for messages.
+
+    raises UserError  if the file is missing, empty, of another kind, or a line is not a JSON object
+    """
+    p = Path(path)
+    if not p.is_file():
+        raise UserError(f"no such file: {path}")
+    if p.suffix == ".parquet":
+        import pyarrow.parquet
+        rows: Iterable = pyarrow.parquet.read_table(p).to_pylist()
+    elif p.name.endswith((".jsonl", ".jsonl.gz", ".json.gz", ".json")):
+        rows = _json_lines(p)
+    else:
+        raise UserError(f"{path}: expected a .jsonl, .jsonl.gz or .parquet file")
+    n = 0
+    for n, row in enumerate(rows, 1):
+        yield f"{path}:{n}", row
+    if n == 0:
+        raise UserError(f"{path}: the file holds no rows")
+
+
+def _json_lines(p: Path) -> Iterator[dict]:
+    opener = gzip.open if p.suffix == ".gz" else open
+    try:
+        with opener(p, "rt", encoding="utf-8") as f:
+            for n, line in enumerate(f, 1):
+                try:
+                    row = json.loads(line)
+                except ValueError as e:
+                    raise UserError(f"{p}:{n}: not JSON ({e})") from None
+                if not isinstance(row, dict):
+                    raise UserError(f"{p}:{n}: expected a JSON object, one a line")
+                yield row
+    except (OSError, EOFError, UnicodeDecodeError) as e:
+        raise UserError(f"{p}: can't be read ({e})") from None
+
+
+def hub_rows(name: str, config: str | None, split: str) -> Iterator[tuple[str, dict]]:
+    """(where, row) of a data set on the hub, by its public name.
+
+    raises UserError  if it cannot be reached, naming the flags that take local files instead
+    """
+    try:
+        import datasets
+        datasets.disable_progress_bars()
+        rows = datasets.load_dataset(name, config, split=split)
+    except Exception as e:                 # datasets raises a dozen kinds for "no network"; the user's way out is the same for all
+        reason = str(e).strip().splitlines()[0][:160] if str(e).strip() else type(e).__name__
+        raise UserError(f"can't load {name} from the hub ({reason}); give local copies by --train-file and --test-file") from None
+    return ((f"{name}/{config or ''}[{split}]:{i}", row) for i, row in enumerate(rows))
+
+
+def column(where: str, row: dict, *names: str) -> str:
+    """The first of the columns `names` that the row has, as text.
+
+    >>> column("f.jsonl:3", {"question": "2+2?"}, "problem", "question")
+    '2+2?'
+    """
+    for name in names:
+        if isinstance(row.get(name), str):
+            return row[name]
+    raise UserError(f"{where}: no column {' or '.join(map(repr, names))} (found: {', '.join(sorted(row)) or 'nothing'})")
+
+
+_BRACE = re.compile(r"(\\(?:boxed|fbox)\s*\{)|(\\.|\{)|(\})", re.S)
+
+
+def last_boxed(text: str) -> str | None:
+    r"""The content of the last complete outermost \boxed{...} or \fbox{...}, in one pass however deep or long the text is.
+
+    >>> last_boxed(r"so $\boxed{\frac{1}{2}}$.")
+    '\\frac{1}{2}'
+    """
+    opened, found = [], None
+    for m in _BRACE.finditer(text):
+        if m[1] or m[2] == "{":
+            opened.append(m)
+        elif m[3] and opened and (first := opened.pop())[1]:
+            found = text[first.end():m.start()]
+    return found
+
+
+def math_row(where: str, row: dict) -> Query:
+    """A row of MATH (`problem`, `solution`, maybe `answer`) or of GSM8K (`question`, `answer` ending in `#### n`) as a Query."""
+    if "question" in row and "problem" not in row:
+        text, answer = column(where, row, "question"), column(where, row, "answer")
+        gold = answer.rpartition("####")[2] if "####" in answer else ""
+        return Query(where.rpartition("/")[2], text.strip(), gold.strip().replace(",", ""), answer.strip())
+    text, solution = column(where, row, "problem"), row.get("solution") or ""
+    gold = row["answer"] if isinstance(row.get("answer"), str) else last_boxed(column(where, row, "solution"))
+    return Query(row.get("unique_id") or where.rpartition("/")[2], text.strip(), (gold or "").strip(), solution.strip())
+
+
+def clean(queries: Iterable[Query], name: str, taken: set[str] = frozenset()) -> list[Query]:
+    """Drops rows without a gold answer, questions seen before, and questions in `taken`; says how many on stderr.
+
+    raises UserError  if nothing is left
+    """
+    out, seen, dropped, total = [], set(), Counter(), 0
+    for total, q in enumerate(queries, 1):
+        key = " ".join(q.text.split())
+        why = "without a gold answer" if not q.gold else "in another split" if key in taken else "twice" if key in seen else ""
+        seen.add(key)
+        if why:
+            dropped[why] += 1
+            dropped.setdefault(f"first {why}", q.id)
+        else:
+            out.append(q)
+    for why in [w for w in dropped if not w.startswith("first ")]:
+        print(f"{name}: {dropped[why]} of {total} rows {why} dropped (first: {dropped['first ' + why]})", file=sys.stderr)
+    if not out:
+        raise UserError(f"{name}: none of its {total} rows can be used")
+    return out
+
+
+def texts(queries: Iterable[Query]) -> set[str]:
+    """The questions, white space folded: what `clean` compares."""
+    return {" ".join(q.text.split()) for q in queries}
+
+
+def _from_files(spec: str) -> list[Query]:
+    return [math_row(where, row) for path in spec.split(",") for where, row in read_rows(path)]
+
+
+def _test_sets(spec: str) -> dict[str, list[Query]]:
+    """`a.jsonl,b.parquet` -> one test set a file, under the file's name without endings."""
+    return {Path(p).name.split(".")[0]: clean(_from_files(p), p) for p in spec.split(",")}
+
+
+def hold_out(rows: list[Query], n: int, seed: str) -> tuple[list[Query], list[Query]]:
+    """n queries drawn uniformly for validation, and the rest in their order. Never more than a fifth of what there is."""
+    picked = set(random.Random(seed).sample(range(len(rows)), min(n, len(rows) // 5)))
+    return [rows[i] for i in sorted(picked)], [q for i, q in enumerate(rows) if i not in picked]
+
+
+def load_gsm8k(cfg) -> Splits:
+    """GSM8K (`question`, `answer`): 500 of the train rows are held out for validation; the test set is only reported."""
+    tests = _test_sets(cfg.test_file) if cfg.test_file else \
+        {"gsm8k": clean((math_row(w, r) for w, r in hub_rows("openai/gsm8k", "main", "test")), "gsm8k test")}
+    rows = _from_files(cfg.train_file) if cfg.train_file else [math_row(w, r) for w, r in hub_rows("openai/gsm8k", "main", "train")]
+    val, train = hold_out(clean(rows, "train", set().union(*map(texts, tests.values()))), cfg.val_queries, "gsm8k val")
+    return Splits(train, val, tests, "Question: {query}\nAnswer:\n",
+                  "{query}\nReason step by step, and end with the final number alone on a line, after '#### '.")
+
+
+MATH_SUBJECTS = "algebra counting_and_probability geometry intermediate_algebra number_theory prealgebra precalculus".split()
+
+
+def load_math(cfg) -> Splits:
+    """MATH split as in the paper [App. A]: MATH500 to test, 500 others of the test set to validate, 4,000 + 7,500 to train; GSM8K test besides.
+
+    Local files: --train-file takes MATH rows (both original files, or the 12,000 that are not in MATH500), --test-file MATH500 and any
+    further test sets. Validation comes from rows whose `unique_id` says "test/" where there are such rows, as in the paper.
+    """
+    hub = "EleutherAI/hendrycks_math"
+    if cfg.train_file:
+        rows = _from_files(cfg.train_file)
+    else:
+        rows = [Query(f"{split}/{s}/{i}", q.text, q.gold, q.solution) for split in ("train", "test") for s in MATH_SUBJECTS
+                for i, q in enumerate(math_row(w, r) for w, r in hub_rows(hub, s, split))]
+    tests = _test_sets(cfg.test_file) if cfg.test_file else {
+        "math500": clean((math_row(w, r) for w, r in hub_rows("HuggingFaceH4/MATH-500", None, "test")), "MATH-500"),
+        "gsm8k": clean((math_row(w, r) for w, r in hub_rows("openai/gsm8k", "main", "test")), "gsm8k test")}
+    rows = clean(rows, "train", set().union(*map(texts, tests.values())))
+    from_test = [q for q in rows if q.id.startswith("test/")]
+    val, _ = hold_out(from_test or rows, cfg.val_queries, "math val")
+    held = {q.id for q in val}
+    return Splits([q for q in rows if q.id not in held], val, tests, "Problem:\n{query}\n\nSolution:\n",
+                  "{query}\nReason step by step, and put the final answer within \\boxed{{}}.")
+
+
+LOADERS = {"toy": load_toy, "gsm8k": load_gsm8k, "math": load_math}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Text -> ids -> batches
+
+def prompt_ids(tokenizer, query: Query, splits: Splits, chat: bool) -> list[int]:
+    """The prompt of a query as token ids (L,): the task's base prompt, or its chat prompt through the tokenizer's own template."""
+    if chat:
+        turn = [{"role": "user", "content": splits.chat.format(query=query.text)}]
+        return tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=False)
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    return bos + tokenizer(splits.base.format(query=query.text), add_special_tokens=False)["input_ids"]
+
+
+def example(tokenizer, prompt: list[int], response: str, max_length: int) -> tuple[list[int], int] | None:
+    """(ids (L,), n_prompt): prompt, response and end-of-text; None if it is longer than max_length (a cut-off solution teaches no ending)."""
+    ids = prompt + tokenizer(response, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    return (ids, len(prompt)) if len(ids) <= max_length else None
+
+
+def micro_batches(examples: list[tuple[list[int], int]], token_budget: int) -> Iterator[tuple[list[list[int]], list[int]]]:
+    """Cuts a global batch, longest first, into padded micro-batches of at most token_budget tokens (and at least one row).
+
+    yields  (ids (B, l_i), n_prompt (B,)), rows of unequal length, longest first
+
+    >>> [(len(ids), len(ids[0])) for ids, _ in micro_batches([([1] * n, 1) for n in (2, 9, 8, 3)], 18)]
+    [(2, 9), (2, 3)]
+    """
+    order = sorted(examples, key=lambda e: -len(e[0]))
+    while order:
+        rows = max(1, token_budget // len(order[0][0]))
+        yield [e[0] for e in order[:rows]], [e[1] for e in order[:rows]]
+        order = order[rows:]
+
+
+def progress(total: int, desc: str):
+    """A tqdm bar on stderr; without a terminal, a line every half minute."""
+    from tqdm import tqdm
+    tty = sys.stderr.isatty()
+    return tqdm(total=total, desc=desc, leave=False, file=sys.stderr, mininterval=0.2 if tty else 30, smoothing=0.05,
+                bar_format=None if tty else "{desc} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]\n")
