@@ -1,0 +1,316 @@
+"""Metrics: exploration, exploitation and their product, in NumPy; then the balancer's arithmetic, and a picture of a run.
+
+    correct (Q, K) -> Pass@K-S, Distinct Equations            exploration, Sec. 2.2
+    reward, correct (Q, K) -> Reward@K-S                      exploitation, Sec. 2.2
+    reward, correct, duplicates (T, Q, K) -> query effect     Eq. 2 -> `decide`: the next iteration's (temperature, tau)
+
+    python metrics.py runs/toy [RUN ...]      a Markdown table of the runs, last and best iteration; figures/curves.png in each
+
+Pass@K-S and Reward@K-S are the exact expectations over all K-subsets of the n samples drawn, not one draw of K (the paper does not say).
+"""
+from __future__ import annotations
+
+import json
+import re
+import sys
+from math import comb
+from pathlib import Path
+from typing import NamedTuple, Sequence
+
+import numpy as np
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Exploration
+
+def pass_at_k_s(n, c, K: int, S: int) -> np.ndarray:
+    """Pass@K-S = sum_{s=S}^{min(c,K)} C(c,s) C(n-c,K-s) / C(n,K)   [Sec. 2.2, "Exploration"]
+
+    The probability that at least S of K samples, drawn without replacement from n of which c are correct, are correct. S=1 is the usual
+    unbiased pass@k (Chen et al. 2021); n=K gives the plug-in 1[c >= S].
+
+    n, c     (Q,) int, or one n for all     samples and correct samples of each query
+    returns  (Q,) float in [0, 1]
+    raises   ValueError  unless 1 <= S <= K <= n and 0 <= c <= n
+
+    >>> pass_at_k_s(4, [0, 1, 2, 4], K=2, S=1).round(3).tolist()
+    [0.0, 0.5, 0.833, 1.0]
+    >>> pass_at_k_s(4, [0, 1, 2, 4], K=2, S=2).round(3).tolist()
+    [0.0, 0.0, 0.167, 1.0]
+    """
+    n, c = np.broadcast_arrays(np.asarray(n, dtype=int), np.asarray(c, dtype=int))
+    if n.size and not (1 <= S <= K <= n.min() and (0 <= c).all() and (c <= n).all()):
+        raise ValueError(f"need 1 <= S <= K <= n and 0 <= c <= n, got K={K}, S={S}, n>={n.min()}, c in [{c.min()}, {c.max()}]")
+    # integers of any size, divided once: exact to the last bit, where products of floats would drift or overflow
+    table = {(m, k): sum(comb(k, s) * comb(m - k, K - s) for s in range(S, min(k, K) + 1)) / comb(m, K)
+             for m, k in set(zip(n.ravel().tolist(), c.ravel().tolist()))}
+    return np.array([table[m, k] for m, k in zip(n.ravel().tolist(), c.ravel().tolist())], dtype=float).reshape(n.shape)
+
+
+def equations(text: str) -> list[str]:
+    """The equations of a solution: GSM8K's annotations <<a=b>> where there are any, else neighbours around each "=".
+
+    What Wu et al. (2024) count as an equation could not be read; a chain a = b = c gives two here, and words around a formula are cut off.
+
+    >>> equations("He sprints 3*3=<<3*3=9>>9 times")
+    ['3*3=9']
+    >>> equations("Cid = Ida * 6 = 5 * 6 = 0 ; # 0")
+    ['Cid=Ida*6', 'Ida*6=5*6', '5*6=0']
+    >>> equations("so she has 3 + 4 = 7 apples, and $x^2 = 9$.")
+    ['3+4=7', 'x^2=9']
+    """
+    notes = re.findall(r"<<([^<>]*=[^<>]*)>>", text)
+    if notes:
+        return ["".join(e.split()) for e in notes]
+    found = []
+    for clause in re.split(r"[;\n$]|,(?!\d)|\.(?!\d)|\\[\[\]()]", text):
+        sides = [s.split() for s in re.sub(r"(?<![<>!:])=", " = ", clause).split(" = ")]
+        for left, right in zip(sides, sides[1:]):
+            a, b = "".join(_formula(left[::-1])[::-1]), "".join(_formula(right))
+            if a and b:
+                found.append(f"{a}={b}")
+    return found
+
+
+def _formula(tokens: list[str]) -> list[str]:
+    for i, t in enumerate(tokens):
+        if re.fullmatch(r"[a-z]{2,}[:']?\w*", t):      # an English word ends the formula; LaTeX commands and names do not
+            return tokens[:i]
+    return tokens
+
+
+class Distinct(NamedTuple):
+    """`distinct` is the mean over the queries that have an equation, `coverage` the share of queries that do."""
+    distinct: float
+    coverage: float
+
+
+def distinct_equations(responses: Sequence[Sequence[str]], correct) -> Distinct:
+    """Distinct Equations = unique / total equations among a query's correct responses, averaged over queries   [Sec. 2.2, Wu et al. 2024]
+
+    responses (Q,) lists of K texts (or one list of K texts: one query); correct (Q, K) bool
+    returns   Distinct(distinct, coverage); (0.0, 0.0) where no correct response holds an equation
+
+    >>> distinct_equations([["1+1=2", "1+1=2", "2-0=2"], ["no idea", "1=2", "3"]], [[1, 1, 1], [0, 0, 0]])
+    Distinct(distinct=0.6666666666666666, coverage=0.5)
+    """
+    if responses and isinstance(responses[0], str):
+        responses, correct = [responses], [correct]
+    ratios = []
+    for texts, right in zip(responses, correct, strict=True):
+        found = [e for text, ok in zip(texts, right, strict=True) if ok for e in equations(text)]
+        if found:
+            ratios.append(len(set(found)) / len(found))
+    return Distinct(float(np.mean(ratios)), len(ratios) / len(responses)) if ratios else Distinct(0.0, 0.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Exploitation
+
+def reward_at_k_s(reward, correct, K: int, S: int) -> np.ndarray:
+    """Reward@K-S = sum_j y_j C(c_<j, S-1) C(n-j, K-S) / C(n,K),  j = 1..n by falling reward   [Sec. 2.2, "Exploitation"]
+
+    The probability that the S best-ranked of K samples drawn without replacement are all correct: y_j is the correctness at rank j, the
+    lowest of the S; c_<j the correct ones above it. S=1 is Best-of-K. Samples of equal reward are averaged over all their orders, so
+    that no order of storage favours the correct ones; -inf and NaN rank last.
+
+    reward   (Q, n) float, correct (Q, n) bool
+    returns  (Q,) float in [0, 1]
+    raises   ValueError  unless the shapes agree and 1 <= S <= K <= n
+
+    >>> reward_at_k_s([[0.9, 0.5, 0.1], [0.9, 0.5, 0.1]], [[1, 0, 1], [0, 1, 1]], K=2, S=1).round(3).tolist()
+    [0.667, 0.333]
+    >>> reward_at_k_s([[1.0, 1.0]], [[1, 0]], K=2, S=1).tolist()          # a tie: either may come first
+    [0.5]
+    """
+    reward, correct = np.asarray(reward, dtype=float), np.asarray(correct, dtype=bool)
+    if reward.ndim != 2 or reward.shape != correct.shape or not 1 <= S <= K <= reward.shape[1]:
+        raise ValueError(f"need reward and correct of one shape (Q, n) and 1 <= S <= K <= n, got {reward.shape}, {correct.shape}, K={K}, S={S}")
+    reward = np.where(np.isnan(reward), -np.inf, reward)
+    return np.array([_reward_at_k_s(r, y, K, S) for r, y in zip(reward, correct)])
+
+
+def _reward_at_k_s(reward: np.ndarray, correct: np.ndarray, K: int, S: int) -> float:
+    n, total, above, c_above = len(reward), 0.0, 0, 0
+    for value in np.unique(reward)[::-1]:
+        tie = correct[reward == value]
+        g, h = len(tie), int(tie.sum())
+        for p in range(g if h else 0):                       # a correct one at place p of the tie has m correct before it, hypergeometric
+            ways = comb(n - above - p - 1, K - S)
+            for m in range(max(0, p - g + h), min(p, h - 1) + 1):
+                chance = h * comb(p, m) * comb(g - 1 - p, h - 1 - m) / (g * comb(g - 1, h - 1))
+                total += chance * comb(c_above + m, S - 1) * ways
+        above, c_above = above + g, c_above + h
+    return total / comb(n, K)
+
+
+def auc(score, label) -> float:
+    """P(score of a positive > score of a negative), ties half: the area under the ROC curve by rank sums (Mann-Whitney); NaN with one class.
+
+    >>> auc([0.9, 0.8, 0.4, 0.4], [1, 0, 1, 0])
+    0.625
+    """
+    score, label = np.asarray(score, dtype=float), np.asarray(label, dtype=bool)
+    n_pos, n_neg = int(label.sum()), int((~label).sum())
+    if not n_pos or not n_neg:
+        return float("nan")
+    _, place, counts = np.unique(score, return_inverse=True, return_counts=True)
+    rank = (np.cumsum(counts) - (counts - 1) / 2)[place]     # the mean rank of a tie
+    return float((rank[label].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The balance: query effect, the tau sweep, the decision
+
+def query_effect(n_sel, n_correct, n_star: int) -> np.ndarray:
+    """qe_i = min(n'_i / n*, 1) * n'_i / n_i   [Eq. 2, Sec. 3.1]
+
+    n_sel     (...,) int   n_i, unique responses with r > tau
+    n_correct (...,) int   n'_i, the correct ones among them
+    n_star    int          n* = ceil(N / M): correct responses wanted a query
+    returns   (...,) float in [0, 1]; 0 where n_i = 0 (the paper is silent)
+    raises    ValueError  unless 0 <= n'_i <= n_i and n* >= 1
+
+    >>> query_effect([2, 64, 6, 0], [2, 16, 6, 0], 6).round(3).tolist()      # the section's two examples, the ideal, nothing selected
+    [0.333, 0.25, 1.0, 0.0]
+    """
+    n_sel, n_correct = np.asarray(n_sel, dtype=float), np.asarray(n_correct, dtype=float)
+    if n_star < 1 or (n_correct < 0).any() or (n_correct > n_sel).any():
+        raise ValueError(f"need 0 <= n_correct <= n_sel and n_star >= 1, got n_star={n_star}")
+    return np.minimum(n_correct / n_star, 1) * n_correct / np.maximum(n_sel, 1)
+
+
+def sweep(reward, correct, duplicate, taus: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """n_i and n'_i for every tau at once: a response is selected by the taus strictly below its reward, r > tau   [Sec. 2.3]
+
+    Each response falls into the bin of the number of taus below it; counts above every tau are one reversed cumulative sum. So the cost
+    is one binary search a response, however many thresholds there are.
+
+    reward, correct (Q, K); duplicate (Q, K) bool, an earlier sample of the query has the same text; taus (G,) rising
+    returns  n_sel, n_correct (Q, G) int
+    """
+    reward, taus = np.asarray(reward, dtype=float), np.asarray(taus, dtype=float)
+    below = np.searchsorted(taus, reward, side="left")       # (Q, K) the number of taus < r
+    n_sel, n_correct = (_counts_above(below, keep, len(taus)) for keep in (~np.asarray(duplicate, bool),
+                                                                          ~np.asarray(duplicate, bool) & np.asarray(correct, bool)))
+    return n_sel, n_correct
+
+
+def _counts_above(below: np.ndarray, keep: np.ndarray, G: int) -> np.ndarray:
+    Q = len(below)
+    bins = (below + np.arange(Q)[:, None] * (G + 1))[keep]
+    counts = np.bincount(bins, minlength=Q * (G + 1)).reshape(Q, G + 1)
+    return counts[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]    # responses with at least j + 1 taus below them are selected by tau_j
+
+
+def duplicates(texts: Sequence[str], key=lambda text: " ".join(text.split())) -> list[bool]:
+    """Has an earlier one the same text, white space folded?  ("unique" in Eq. 2; the paper does not define it.)
+
+    >>> duplicates(["1 + 1 = 2", "1 + 1  = 2\\n", "2 = 2"])
+    [False, True, False]
+    """
+    seen: set[str] = set()
+    return [k in seen or seen.add(k) is not None for k in map(key, texts)]
+
+
+def decide(reward, correct, duplicate, temperatures: Sequence[float], taus: Sequence[float], n_star: int, seed: int = 0,
+           draws: int = 1000) -> dict:
+    """(T, tau) = argmax of the mean query effect over the subset, as one line of the ledger   [Sec. 3.3, Algorithm 1]
+
+    The mean is over all queries, those without a selection counting 0: otherwise a high tau would win by dropping the hard ones. Exact
+    ties go to the lower T, then to the higher tau. `interval` and `ties` come from a bootstrap over queries, paired between grid points.
+
+    reward, correct, duplicate  (G_T, Q, K) of the subset's samples at each temperature
+    returns  dict: temperature, tau, qe, interval (95 %), ties (other points not significantly below), empty (share of queries without a
+             selection), edge (which ends of the grid were chosen), n_star, and the whole surface (G_T, G_tau)
+    """
+    counts = [sweep(r, c, d, taus) for r, c, d in zip(reward, correct, duplicate, strict=True)]
+    qe = np.stack([query_effect(n, n_correct, n_star) for n, n_correct in counts])           # (G_T, Q, G_tau)
+    surface = qe.mean(axis=1)
+    best = np.argwhere(surface >= surface.max() - 1e-12)
+    i, j = min(best.tolist(), key=lambda g: (g[0], -g[1]))
+    Q = qe.shape[1]
+    weights = np.random.default_rng(seed).multinomial(Q, np.full(Q, 1 / Q), size=draws) / Q  # (draws, Q)
+    boot = np.einsum("bq,tqg->btg", weights, qe, optimize=True)
+    lead = np.quantile(boot[:, i, j][:, None, None] - boot, 0.025, axis=0)
+    edge = [name for name, k, grid in (("temperature", i, temperatures), ("tau", j, taus)) if len(grid) > 1 and k in (0, len(grid) - 1)]
+    return {"temperature": temperatures[i], "tau": taus[j], "qe": float(surface[i, j]),
+            "interval": np.quantile(boot[:, i, j], [0.025, 0.975]).round(6).tolist(), "ties": int((lead <= 0).sum()) - 1,
+            "empty": float((counts[i][0][:, j] == 0).mean()), "edge": edge, "n_star": n_star,
+            "temperatures": list(temperatures), "taus": list(taus), "surface": surface.round(6).tolist()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A run's folder, read
+
+def read_jsonl(path: Path) -> list[dict]:
+    """The objects of a JSON-lines file; [] where it is missing. A torn last line (a kill in mid-write) is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def table(runs: Sequence[Path]) -> str:
+    """A Markdown table: each run's last iteration, and the best by validation pass@1 (chosen there, not on the test set)."""
+    lines = ["| run | iteration | val pass@1 | pass@1 | " + " | ".join(("pass@K", "pass@K-S", "reward@K-S", "distinct")) + " | T | tau |",
+             "|---|---|---|---|---|---|---|---|---|---|"]
+    for run in runs:
+        rows = read_jsonl(run / "metrics.jsonl")
+        if not rows:
+            lines.append(f"| {run.name} | no metrics.jsonl yet | | | | | | | | |")
+            continue
+        best = max(rows, key=lambda r: r["val/pass@1"])
+        for label, r in (("last", rows[-1]), ("best", best)):
+            K, S = r["eval_samples"], r["S"]
+            cells = [r["val/pass@1"], r["pass@1"], r[f"pass@{K}"], r[f"pass@{K}-{S}"], r[f"reward@{K}-{S}"], r["distinct"]]
+            lines.append(f"| {run.name} | {r['iter']} ({label}) | " + " | ".join(f"{x:.1f}" if x > 1 else f"{x:.3f}" for x in cells)
+                         + f" | {r.get('temperature', '')} | {r.get('tau', '')} |")
+    return "\n".join(lines)
+
+
+def draw(run: Path) -> Path:
+    """figures/curves.png of a run: accuracy (Figs. 1, 3), diversity (Fig. 2), and the balancer's path (Table 2, Fig. 6)."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    rows = read_jsonl(run / "metrics.jsonl")
+    K, S, x = rows[0]["eval_samples"], rows[0]["S"], [r["iter"] for r in rows]
+    panels = [("accuracy, %", ["pass@1", f"pass@{K}", f"pass@{K}-{S}", f"reward@{K}-{S}", f"sound@{K}"]),
+              ("share", ["distinct", "false_reasoning", "selected/false_reasoning"]),
+              ("chosen for the iteration", ["temperature", "tau", "qe"])]
+    fig, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    for ax, (label, keys) in zip(axes, panels):
+        for key in keys:
+            points = [(i, r[key]) for i, r in zip(x, rows) if r.get(key) is not None]
+            if points:
+                ax.plot(*zip(*points), marker="o", markersize=3, label=key)
+        ax.set(xlabel="iteration", ylabel=label, xticks=x)
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8)
+    fig.suptitle(f"{run.name}: pass@1 {rows[0]['pass@1']:.1f} -> {rows[-1]['pass@1']:.1f} %")
+    path = run / "figures" / "curves.png"
+    path.parent.mkdir(exist_ok=True)
+    fig.savefig(path, dpi=110)
+    plt.close(fig)
+    return path
+
+
+def main(argv: Sequence[str]) -> None:
+    """python metrics.py RUN [RUN ...]"""
+    if not argv or argv[0].startswith("-"):
+        sys.exit("usage: python metrics.py RUN [RUN ...]")
+    runs = [Path(a) for a in argv]
+    print(table(runs))
+    for run in runs:
+        if read_jsonl(run / "metrics.jsonl"):
+            print(draw(run))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

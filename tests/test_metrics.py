@@ -1,0 +1,182 @@
+"""metrics.py against brute force: every subset, every order, fresh random inputs; float64 and exact integers, no copied formulae."""
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+import metrics
+
+RNG = np.random.default_rng()                      # fresh every time: what holds must hold for any input
+print("metrics tests draw from", RNG.bit_generator.seed_seq.entropy)
+
+
+def subsets(n, K):
+    return list(itertools.combinations(range(n), K))
+
+
+def test_pass_at_k_s_is_the_mean_over_all_subsets():
+    for _ in range(30):
+        n = int(RNG.integers(1, 9))
+        correct = RNG.random((4, n)) < RNG.random()
+        K = int(RNG.integers(1, n + 1))
+        S = int(RNG.integers(1, K + 1))
+        brute = [np.mean([row[list(s)].sum() >= S for s in subsets(n, K)]) for row in correct]
+        assert np.allclose(metrics.pass_at_k_s(n, correct.sum(1), K, S), brute, atol=1e-12)
+        assert np.allclose(metrics.pass_at_k_s([n] * 4, correct.sum(1), K, S), brute, atol=1e-12)
+
+
+def test_pass_at_k_s_known_forms():
+    c = np.arange(65)
+    assert (metrics.pass_at_k_s(64, c, 64, 4) == (c >= 4)).all()                                 # n = K: the plug-in 1[c >= S]
+    product = [1 - np.prod([(64 - k - i) / (64 - i) for i in range(32)]) for k in c]             # Chen et al. 2021's form of pass@k
+    assert np.allclose(metrics.pass_at_k_s(64, c, 32, 1), product, atol=1e-12)
+    big = metrics.pass_at_k_s(2000, [0, 1, 1000, 2000], 1000, 4)                                 # floats would overflow here
+    assert big[0] == 0 and big[1] == 0 and big[2] == pytest.approx(1) and big[3] == 1
+    values = [metrics.pass_at_k_s(16, 5, 8, S) for S in range(1, 9)]
+    assert all(a >= b for a, b in zip(values, values[1:])) and values[5:] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("n, c, K, S", [(4, 2, 5, 1), (4, 2, 2, 3), (4, 2, 2, 0), (4, 5, 2, 1), (4, -1, 2, 1)])
+def test_pass_at_k_s_refuses_nonsense(n, c, K, S):
+    with pytest.raises(ValueError, match="1 <= S <= K <= n"):
+        metrics.pass_at_k_s(n, [c], K, S)
+
+
+def brute_reward_at_k_s(reward, correct, K, S):
+    """Every subset of K, every order of its ties."""
+    values = []
+    for s in subsets(len(reward), K):
+        orders = [p for p in itertools.permutations(s) if all(reward[a] >= reward[b] for a, b in zip(p, p[1:]))]
+        values.append(np.mean([all(correct[i] for i in p[:S]) for p in orders]))
+    return np.mean(values)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 100])                                               # 1: all tied ... 100: hardly a tie
+def test_reward_at_k_s_is_the_mean_over_all_subsets_and_tie_orders(levels):
+    for _ in range(8):
+        n = int(RNG.integers(1, 7))
+        reward = RNG.integers(0, levels, (3, n)) / levels
+        correct = RNG.random((3, n)) < 0.6
+        K = int(RNG.integers(1, n + 1))
+        S = int(RNG.integers(1, K + 1))
+        brute = [brute_reward_at_k_s(r, y, K, S) for r, y in zip(reward, correct)]
+        assert np.allclose(metrics.reward_at_k_s(reward, correct, K, S), brute, atol=1e-12)
+
+
+def test_reward_at_k_s_does_not_depend_on_storage_order_and_ranks_nan_last():
+    reward = RNG.integers(0, 3, (5, 12)).astype(float)
+    correct = RNG.random((5, 12)) < 0.5
+    order = RNG.permutation(12)
+    assert np.allclose(metrics.reward_at_k_s(reward, correct, 8, 3), metrics.reward_at_k_s(reward[:, order], correct[:, order], 8, 3))
+    assert metrics.reward_at_k_s([[np.nan, -5.0]], [[1, 0]], 2, 1) == [0.0]
+    assert metrics.reward_at_k_s([[-np.inf, 0.0]], [[0, 1]], 2, 1) == [1.0]
+
+
+def test_reward_at_k_s_with_the_answer_reward_equals_pass_at_k_s():
+    correct = RNG.random((50, 16)) < RNG.random((50, 1))                                         # the paper's remark in Sec. 2.2
+    got = metrics.reward_at_k_s(correct.astype(float), correct, 8, 3)
+    assert np.allclose(got, metrics.pass_at_k_s(16, correct.sum(1), 8, 3), atol=1e-12)
+
+
+def test_reward_at_k_s_refuses_nonsense():
+    for args in [([1.0], [1], 1, 1), ([[1.0, 2.0]], [[1]], 1, 1), ([[1.0]], [[1]], 2, 1), ([[1.0]], [[1]], 1, 2)]:
+        with pytest.raises(ValueError):
+            metrics.reward_at_k_s(*args)
+
+
+def test_distinct_equations():
+    d = metrics.distinct_equations([["<<1+1=2>>2 <<2+2=4>>4", "<<1+1=2>>2", "<<9=9>>"], ["", ""]], [[1, 1, 0], [1, 1]])
+    assert d.distinct == pytest.approx(2 / 3) and d.coverage == 0.5
+    assert metrics.distinct_equations([["none"], ["1=1"]], [[1], [0]]) == (0.0, 0.0)             # never 0/0
+    assert metrics.distinct_equations(["1=1", "1=1"], [1, 1]) == (0.5, 1.0)                      # one query's list
+    with pytest.raises(ValueError):
+        metrics.distinct_equations([["a", "b"]], [[1]])
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("She sells 9 * $2 = $<<9*2=18>>18", ["9*2=18"]),
+    (r"\[x^2 - 4 = (x-2)(x+2) = 0\]", ["x^2-4=(x-2)(x+2)", "(x-2)(x+2)=0"]),
+    ("so 1,000 + 2.5 = 1,002.5. Then nothing", ["1,000+2.5=1,002.5"]),
+    ("a <= b and a != c, no equation", []),
+    ("", []),
+])
+def test_equations(text, expected):
+    assert metrics.equations(text) == expected
+
+
+def naive_counts(reward, correct, texts, tau):
+    chosen = [(r, ok, t) for r, ok, t in zip(reward, correct, texts) if r > tau]
+    unique = {t: ok for r, ok, t in chosen}
+    return len(unique), sum(unique.values())
+
+
+def test_sweep_equals_counting_at_every_tau():
+    for _ in range(10):
+        Q, K = int(RNG.integers(1, 6)), int(RNG.integers(1, 12))
+        taus = sorted(RNG.choice(np.arange(-20, 21) / 10, size=int(RNG.integers(1, 15)), replace=False).tolist())
+        texts = RNG.integers(0, 5, (Q, K))
+        correct = (texts + RNG.integers(0, 2, (Q, 1))) % 2 == 0                                  # one text, one verdict and one reward
+        reward = np.round(np.sin(texts * 7.0 + np.arange(Q)[:, None]) * 2, 1)                    # lands on grid points: strictness matters
+        reward[texts == 4] = -np.inf                                                             # cut-off responses
+        duplicate = np.array([metrics.duplicates([str(t) for t in row]) for row in texts])
+        n_sel, n_correct = metrics.sweep(reward, correct, duplicate, taus)
+        for q in range(Q):
+            for g, tau in enumerate(taus):
+                assert (n_sel[q, g], n_correct[q, g]) == naive_counts(reward[q], correct[q], texts[q].tolist(), tau)
+
+
+def test_query_effect_paper_examples_and_bounds():
+    n = RNG.integers(0, 65, 500)
+    n_correct = np.minimum(n, RNG.integers(0, 65, 500))
+    qe = metrics.query_effect(n, n_correct, 6)
+    assert ((0 <= qe) & (qe <= 1)).all() and (qe[n_correct == 0] == 0).all()
+    assert (qe[(n_correct >= 6) & (n == n_correct)] == 1).all()
+    for bad in [([1], [2], 6), ([1], [1], 0), ([1], [-1], 6)]:
+        with pytest.raises(ValueError):
+            metrics.query_effect(*bad)
+
+
+def test_auc_is_the_share_of_ordered_pairs():
+    score, label = RNG.integers(0, 6, 60), RNG.random(60) < 0.4
+    pairs = [(a > b) + 0.5 * (a == b) for a in score[label] for b in score[~label]]
+    assert metrics.auc(score, label) == pytest.approx(np.mean(pairs))
+    assert math.isnan(metrics.auc([1.0], [1]))
+
+
+def random_pools(G=3, Q=20, K=8):
+    correct = RNG.random((G, Q, K)) < 0.5
+    return np.where(correct, 1.0, 0.0) + RNG.uniform(-1, 1, (G, Q, K)), correct, RNG.random((G, Q, K)) < 0.2
+
+
+def test_decide_takes_the_grid_point_of_the_greatest_mean_query_effect():
+    reward, correct, duplicate = random_pools()
+    temperatures, taus = [0.5, 0.7, 0.9], [-0.5, 0.0, 0.5, 1.0]
+    d = metrics.decide(reward, correct, duplicate, temperatures, taus, n_star=3)
+    naive = {}
+    for i, T in enumerate(temperatures):
+        for tau in taus:
+            keep = (reward[i] > tau) & ~duplicate[i]
+            n, c = keep.sum(1), (keep & correct[i]).sum(1)
+            naive[T, tau] = np.mean([min(b / 3, 1) * b / a if a else 0.0 for a, b in zip(n, c)])
+    assert d["qe"] == pytest.approx(max(naive.values())) == naive[d["temperature"], d["tau"]]
+    assert np.allclose(np.array(d["surface"]).ravel(), list(naive.values()), atol=1e-6)
+    assert d["interval"][0] <= d["qe"] <= d["interval"][1]
+
+
+def test_decide_breaks_exact_ties_to_the_lower_temperature_then_the_higher_tau():
+    correct = np.ones((2, 5, 4), dtype=bool)                                                     # a binary reward: tau has no say in [0, 1)
+    d = metrics.decide(np.ones((2, 5, 4)), correct, np.zeros_like(correct), [0.5, 0.6], [-0.5, 0.0, 0.5, 1.0], n_star=4)
+    assert (d["temperature"], d["tau"], d["qe"], d["ties"]) == (0.5, 0.5, 1.0, 5)
+
+
+def test_decide_counts_queries_without_a_selection_as_zero():
+    reward = np.array([[[0.9, 0.9], [0.1, 0.1]]])                                                # tau 0.5 drops the second query
+    d = metrics.decide(reward, np.ones((1, 2, 2)), np.zeros((1, 2, 2)), [1.0], [0.0, 0.5], n_star=2)
+    assert d["tau"] == 0.0 and d["surface"] == [[1.0, 0.5]] and d["empty"] == 0.0
+
+
+def test_read_jsonl_leaves_out_a_torn_last_line(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"a": 1}\n{"a": 2}\n{"a"')
+    assert metrics.read_jsonl(tmp_path / "m.jsonl") == [{"a": 1}, {"a": 2}]
+    assert metrics.read_jsonl(tmp_path / "none") == []
