@@ -1,0 +1,1134 @@
+"""B-STaR: self-taught reasoning that watches exploration and exploitation, and balances them before each iteration.
+
+    python bstar.py                                   the toy, on a CPU, in minutes
+    python bstar.py --task math                       the paper's main run, on one GPU node (vLLM)
+    python bstar.py --task gsm8k --model DIR --train-file train.jsonl --test-file test.jsonl
+    python bstar.py --method online-rft --tau 0.2     a baseline, or a fixed (T, tau)
+
+`main` reads as Algorithm 1. An iteration: balance -> sample -> score -> select -> train -> evaluate -> save. The five methods are the
+five rows of `METHODS`: one loop with three switches. Whoever kills the process and starts the same command again gets, on a CPU, bit for
+bit the metrics of an undisturbed run: every random number comes from a seed derived of (seed, iteration, phase), sampled chunks are kept
+in parts/ until the iteration is written, and checkpoints and logs appear whole or not at all.
+
+Where this leaves the paper and its official code: the table in README.md.
+"""
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import fcntl
+import gzip
+import hashlib
+import io
+import json
+import math
+import os
+import random
+import re
+import shutil
+import sys
+import time
+import warnings
+from contextlib import contextmanager
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Callable, Iterator, NamedTuple, NoReturn, Sequence
+
+import numpy as np
+
+import data
+import metrics
+import rewards
+from data import Query, Sample, Splits, UserError
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Configuration: every setting, once. default < preset of the task < flag
+
+@dataclass
+class Config:
+    """All settings; `python bstar.py --help` prints this block. Sections are the paper's: M and N of Sec. 3.1, the rest of Sec. 4.1 and App. A."""
+    task: str = "toy"                      # toy | gsm8k | math
+    method: str = "bstar"                  # sft | rest-em | iterative-rft | online-rft | bstar [App. B]
+    reward: str = "answer"                 # answer ("w/o RM") | answer+oracle (the exact step checker, toy only) [Sec. 2.3]
+    model: str = ""                        # base model: hub name or folder; empty for the toy, whose base is made on the spot
+    seed: int = 0                          # of everything but the toy's questions
+    out: str = ""                          # run folder; default runs/TASK-METHOD-REWARD-SEED
+    engine: str = "auto"                   # auto | vllm | hf: who samples; auto = vllm with a GPU, else transformers
+    # data
+    train_file: str = ""                   # local .jsonl, .jsonl.gz or .parquet (several with commas) instead of the hub's rows
+    test_file: str = ""                    # the same for the test sets, one a file
+    chat: str = "auto"                     # auto | on | off: prompts through the tokenizer's chat template; auto = where there is one
+    val_queries: int = 500                 # held out to choose checkpoints on [App. A]
+    toy_max_ops: int = 4                   # operations in the toy's longest stories
+    toy_queries: int = 20000               # training questions of the toy ...
+    toy_solutions: int = 3000              # ... of which so many show a solution (the SFT set)
+    # the start [App. A]
+    sft_epochs: int = 3                    # of the SFT baseline, one cosine schedule
+    start_epoch: int = 1                   # the SFT checkpoint that self-training starts from, iteration 0; 0 = the model as it is
+    sft_lr: float = 5e-6                   # its peak learning rate
+    # the loop [Sec. 2.1, App. A]
+    num_iters: int = 9                     # iterations
+    queries_per_iter: int = 0              # M, drawn afresh each iteration; 0 = all training queries
+    K: int = 64                            # samples a query
+    steps_per_iter: int = 500              # optimizer steps an iteration; N = steps_per_iter * batch_size responses are selected at most
+    batch_size: int = 128                  # responses a step
+    lr: float = 5e-6                       # peak of self-training; cosine over all iterations (online-rft, bstar), else over each
+    lr_end: float = 2e-7                   # the cosine's end
+    warmup: float = 0.02                   # share of the schedule in linear warm-up
+    clip: float = 1.0                      # gradient norm
+    # the balance [Sec. 3]
+    temperature: float | None = None       # fixes T; default: 1.0, and the grid for bstar
+    tau: float | None = None               # fixes tau; default: 0.0, and the grid for bstar
+    temperatures: str = "0.5:1.2:0.1"      # grid from:to:step, both ends in [Sec. 4.1]
+    taus: str = "-1:1:0.1"
+    balance_queries: int = 600             # subset on which query effect is measured [Sec. 3.3]
+    # lengths and memory
+    max_tokens: int = 768                  # longest response sampled
+    max_length: int = 1024                 # prompt and response in training, tokens
+    token_budget: int = 16384              # tokens a training micro-batch, padding included
+    sample_budget: int = 65536             # tokens held at once by the transformers engine
+    chunk: int = 1000                      # queries sampled between two saves
+    gradient_checkpointing: bool = False   # less memory, about a third more time
+    gpu_memory: float = 0.9                # share of the GPU for vLLM while it is awake
+    # evaluation
+    eval_queries: int = 0                  # test queries; 0 = all
+    eval_samples: int = 32                 # K of the reported pass@K-S and reward@K-S, drawn at T = 1
+    S: int = 4                             # S of pass@K-S and reward@K-S [Sec. 2.2]
+
+    @property
+    def samples_per_iter(self) -> int:
+        """N = steps_per_iter * batch_size   [Sec. 3.1]"""
+        return self.steps_per_iter * self.batch_size
+
+    @property
+    def temperature_grid(self) -> list[float]:
+        """The temperatures the balancer tries: one if --temperature fixes it."""
+        return grid("temperatures", self.temperatures) if self.temperature is None else [self.temperature]
+
+    @property
+    def tau_grid(self) -> list[float]:
+        """The thresholds the balancer tries: one if --tau fixes it."""
+        return grid("taus", self.taus) if self.tau is None else [self.tau]
+
+
+PRESETS = {
+    "toy": dict(reward="answer+oracle", sft_epochs=48, start_epoch=16, sft_lr=3e-3, num_iters=6, queries_per_iter=3000, K=8, steps_per_iter=200,
+                batch_size=64, lr=1e-3, lr_end=1e-4, balance_queries=150, max_tokens=64, max_length=160, eval_queries=200, val_queries=200,
+                token_budget=4096, chunk=500),
+    "gsm8k": dict(model="mistralai/Mistral-7B-v0.1", max_tokens=512, gradient_checkpointing=True),
+    "math": dict(model="mistralai/Mistral-7B-v0.1", gradient_checkpointing=True),
+}
+
+
+# Query effect counts right answers, however they were reached (the paper's footnote 1): on the paper's grid, -1..1, the balancer takes the lowest
+# tau that keeps wrong answers out, and so every lucky guess. Above 1 means "right, and the process reward does not object".
+PRESETS["toy answer+oracle"] = dict(taus="1:1.9:0.1")
+
+
+class Method(NamedTuple):
+    """The switches that tell the methods apart   [App. B, "Rejection Sampling Fine-tuning"]"""
+    iterate: bool = True                   # sample and train in turn (else: only the SFT checkpoints)
+    from_base: bool = False                # every iteration trains from the base model again
+    inherit: bool = False                  # optimizer state and one schedule run through all iterations
+    balance: bool = False                  # T and tau maximise query effect before each iteration [Sec. 3.3]
+
+
+METHODS = {"sft": Method(iterate=False), "rest-em": Method(from_base=True), "iterative-rft": Method(), "online-rft": Method(inherit=True),
+           "bstar": Method(inherit=True, balance=True)}
+
+
+def grid(name: str, spec: str) -> list[float]:
+    """"from:to:step" -> the grid, both ends in, from decimals: np.arange drifts, and under a strict r > tau drift matters.
+
+    >>> grid("temperatures", "0.5:1.2:0.1")
+    [0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2]
+    """
+    try:
+        low, high, step = map(Decimal, spec.split(":"))
+        if step <= 0 or low > high:
+            raise ValueError
+        return [float(low + i * step) for i in range(int((high - low) / step) + 1)]
+    except (ValueError, InvalidOperation):
+        raise UserError(f"--{name} {spec}: expected FROM:TO:STEP with FROM <= TO and STEP > 0, e.g. 0.5:1.2:0.1") from None
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def parse_config(argv: Sequence[str] | None = None) -> Config:
+    """Flags -> Config, checked. The flags are the fields of Config; help texts are its comments.
+
+    raises UserError  naming the flag, what was given and what is allowed
+    """
+    p = _Parser(prog="bstar.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+                argument_default=argparse.SUPPRESS)
+    notes = dict(re.findall(r"^    (\w+): .*?# (.*)$", Path(__file__).read_text(encoding="utf-8"), re.M))
+    for f in dataclasses.fields(Config):
+        flag, text = "--" + f.name.replace("_", "-"), f"{notes.get(f.name, '')} (default {f.default!r})".replace("%", "%%")
+        kind = {"int": int, "float": float, "float | None": float, "str": str}.get(f.type)
+        p.add_argument(flag, dest=f.name, help=text, **({"type": kind} if kind else {"action": argparse.BooleanOptionalAction}))
+    given = vars(p.parse_args(argv))
+    one_of("task", given.get("task", "toy"), data.LOADERS)
+    preset = PRESETS[given.get("task", "toy")]
+    reward = given.get("reward", preset.get("reward", Config.reward))
+    cfg = Config(**{**preset, **PRESETS.get(f"{given.get('task', 'toy')} {reward}", {}), **given})
+    check(cfg)
+    cfg.out = cfg.out or f"runs/{cfg.task}-{cfg.method}-{cfg.reward}-{cfg.seed}"
+    return cfg
+
+
+def one_of(flag: str, value: str, allowed) -> None:
+    if value not in allowed:
+        raise UserError(f"--{flag} {value}: expected one of {', '.join(allowed)}")
+
+
+def check(cfg: Config) -> None:
+    """Values that can be told wrong before anything is loaded; raises UserError."""
+    one_of("method", cfg.method, METHODS)
+    one_of("reward", cfg.reward, rewards.REWARDS)
+    one_of("engine", cfg.engine, ("auto", "vllm", "hf"))
+    one_of("chat", cfg.chat, ("auto", "on", "off"))
+    if cfg.engine == "vllm" and find_spec("vllm") is None:
+        raise UserError("--engine vllm: vllm is not installed; pip install -r requirements.txt on a GPU node, or --engine hf")
+    if cfg.reward == "answer+oracle" and cfg.task != "toy":
+        raise UserError(f"--reward answer+oracle: only the toy's steps can be checked exactly, not those of --task {cfg.task}")
+    for name, low in dict(num_iters=1, K=1, S=1, steps_per_iter=1, batch_size=1, eval_samples=1, sft_epochs=0, start_epoch=0, max_tokens=1,
+                          balance_queries=1, queries_per_iter=0, eval_queries=0, val_queries=1, chunk=1, token_budget=1, sample_budget=1,
+                          toy_max_ops=2, toy_queries=10, toy_solutions=1, seed=0).items():
+        if getattr(cfg, name) < low:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: expected at least {low}")
+    for name in ("lr", "sft_lr", "clip"):
+        if not 0 < getattr(cfg, name) < math.inf:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: expected a number above 0")
+    if cfg.eval_samples < cfg.S:
+        raise UserError(f"--S {cfg.S}: pass@K-S needs S <= K, but --eval-samples is {cfg.eval_samples}")
+    if cfg.toy_max_ops >= len(data.NAMES):
+        raise UserError(f"--toy-max-ops {cfg.toy_max_ops}: the toy has names for at most {len(data.NAMES) - 1}")
+    if not all(0 < T < math.inf for T in cfg.temperature_grid):
+        raise UserError(f"--temperature(s) {cfg.temperature or cfg.temperatures}: expected numbers above 0 (greedy decoding would draw K equal samples)")
+    top = rewards.REWARDS[cfg.reward][1]
+    if not min(cfg.tau_grid) < top:
+        raise UserError(f"--tau {min(cfg.tau_grid)}: no reward is above {top:g} with --reward {cfg.reward}, so nothing would ever be selected")
+    if cfg.start_epoch > cfg.sft_epochs:
+        raise UserError(f"--start-epoch {cfg.start_epoch}: expected at most --sft-epochs {cfg.sft_epochs}")
+    if cfg.start_epoch == 0 and cfg.task == "toy":
+        raise UserError("--start-epoch 0: the toy's base model is random, it needs SFT first")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The run's folder: whole or not at all
+
+def write(path: Path, content: bytes) -> None:
+    """Writes a file so that it appears complete or not at all: temporary name, flush to disk, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(tmp, "wb") as f:
+        f.write(content)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(tmp, path)
+
+
+def put_line(path: Path, row: dict) -> None:
+    """Sets the line of row["iter"] in a JSON-lines file and drops later ones (they would come from before a step back)."""
+    rows = [r for r in metrics.read_jsonl(path) if r["iter"] < row["iter"]] + [row]
+    write(path, "".join(json.dumps(r) + "\n" for r in rows).encode())
+
+
+def open_run(cfg: Config) -> Path:
+    """Makes or re-opens runs/NAME: one process at a time, always with the same config.
+
+    raises UserError  if another process holds it, or its config.json differs (naming the keys)
+    """
+    out = Path(cfg.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = open(out / "lock", "w")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"--out {out}: another process is writing to it") from None
+    except OSError as e:
+        raise UserError(f"--out {out}: {e.strerror}") from None
+    open_run.locks = [*getattr(open_run, "locks", []), lock]        # held until the process ends
+    mine = {k: v for k, v in dataclasses.asdict(cfg).items() if k != "out"}
+    if (out / "config.json").exists():
+        theirs = json.loads((out / "config.json").read_text())
+        differing = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
+        if differing:
+            said = ", ".join(f"{k} {theirs.get(k)!r} -> {mine.get(k)!r}" for k in differing)
+            raise UserError(f"--out {out} holds a run with another config ({said}); choose another --out")
+    else:
+        write(out / "config.json", (json.dumps(mine, indent=2) + "\n").encode())
+    return out
+
+
+def seed_of(*key) -> int:
+    """A 31-bit seed from a key such as (seed, iteration, phase): no generator's state has to be saved, no two phases share a stream."""
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:4], "big") >> 1
+
+
+@contextmanager
+def clock(out: Path, t: int, phase: str) -> Iterator[None]:
+    """Appends the seconds of a phase to times.jsonl (apart from metrics.jsonl, which is the same bits every time)."""
+    start = time.perf_counter()
+    yield
+    with open(out / "times.jsonl", "a", encoding="utf-8") as f:
+        f.write(json.dumps({"iter": t, "phase": phase, "seconds": round(time.perf_counter() - start, 3)}) + "\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The policy: load, save, resume
+
+def device() -> str:
+    """"cuda" where there is a GPU, else "cpu"."""
+    import torch
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_policy(cfg: Config, model: str | Path):
+    """The policy in float32 (plain bf16 weights lose most updates at lr 5e-6 to rounding), on the device."""
+    import torch
+    import transformers
+    try:
+        policy = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    except (OSError, ValueError) as e:
+        raise UserError(f"--model {model}: {hub_reason(e)}") from None
+    if cfg.gradient_checkpointing:
+        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return policy.to(device())
+
+
+def hub_reason(e: Exception) -> str:
+    """An exception of the hub's libraries as the one line a user needs."""
+    if "connect" in str(e).lower() or "offline" in str(e).lower():
+        return "not a local folder, and the hub can't be reached; download the model elsewhere and give its folder"
+    return " ".join(str(e).split())[:200]
+
+
+def hush() -> None:
+    """transformers' own bars and warnings off: ours say what a user needs."""
+    import transformers
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def load_tokenizer(model: str | Path):
+    """The tokenizer of a model folder or hub name; raises UserError where there is none."""
+    import transformers
+    try:
+        return transformers.AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as e:
+        raise UserError(f"--model {model}: {hub_reason(e)}") from None
+
+
+def adamw(policy, lr: float):
+    """AdamW in float32, fused; no weight decay (the paper names none)."""
+    import torch
+    return torch.optim.AdamW(policy.parameters(), lr=lr, betas=(0.9, 0.999), weight_decay=0.0, fused=True)
+
+
+def save_checkpoint(folder: Path, policy, tokenizer, optimizer, log: dict) -> None:
+    """folder/ = a Hugging Face model (vLLM, transformers and lm-eval load it) + trainer.pt, and last complete.json with every file's size."""
+    import torch
+    tmp = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(tmp, ignore_errors=True)
+    policy.save_pretrained(tmp)
+    tokenizer.save_pretrained(tmp)
+    torch.save({"optimizer": optimizer and optimizer.state_dict(), "log": log}, tmp / "trainer.pt")
+    sizes = {f.name: f.stat().st_size for f in tmp.iterdir()}
+    for f in tmp.iterdir():
+        with open(f, "rb") as handle:
+            os.fsync(handle.fileno())
+    write(tmp / "complete.json", json.dumps(sizes).encode())
+    shutil.rmtree(folder, ignore_errors=True)      # only ever an incomplete one
+    os.replace(tmp, folder)
+
+
+def is_complete(folder: Path) -> bool:
+    """Does a checkpoint hold every file at the size it was written with?"""
+    try:
+        sizes = json.loads((folder / "complete.json").read_text())
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
+
+
+def load_trainer(folder: Path, optimizer=None) -> dict:
+    """trainer.pt's log, after its state has gone into the optimizer where one is given."""
+    import torch
+    saved = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
+    if optimizer is not None and saved["optimizer"]:
+        optimizer.load_state_dict(saved["optimizer"])
+    return saved["log"]
+
+
+def prune(out: Path, t: int, best: int) -> None:
+    """Keeps the last two checkpoints and the best; policy and best are links to the newest and to the best on validation."""
+    folder = out / "checkpoints"
+    for old in folder.glob("iter_*"):
+        if int(old.name[5:]) not in (t, t - 1, best):
+            shutil.rmtree(old)
+    for name, i in (("policy", t), ("best", best)):
+        if (folder / f"iter_{i}").exists():                                        # iteration 0 is the SFT checkpoint in runs/cache
+            link = out / f".{name}.tmp"
+            link.unlink(missing_ok=True)
+            link.symlink_to(f"checkpoints/iter_{i}")
+            os.replace(link, out / name)
+
+
+def n_parameters(model: str) -> int | None:
+    """Parameters of a local model from its config alone, of a hub name from the name ("Mistral-7B"); None where neither says."""
+    if Path(model).is_dir():
+        import torch
+        import transformers
+        try:
+            with torch.device("meta"):
+                return transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(model)).num_parameters()
+        except (OSError, ValueError) as e:
+            raise UserError(f"--model {model}: {hub_reason(e)}") from None
+    named = re.search(r"(\d+(?:\.\d+)?)\s*([BbMm])(?![a-z])", model)
+    return int(float(named[1]) * {"b": 1e9, "m": 1e6}[named[2].lower()]) if named else None
+
+
+def fits(cfg: Config) -> None:
+    """Stops before anything is loaded where training can't fit: float32 weights, gradients and AdamW are 16 bytes a parameter."""
+    n = n_parameters(cfg.model) if cfg.model else None
+    if n is None:
+        return
+    import torch
+    gpu = torch.cuda.is_available()
+    have = torch.cuda.get_device_properties(0).total_memory if gpu else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if 16 * n > have:
+        raise UserError(f"--model {cfg.model}: training {n / 1e9:.2g}B parameters needs {16 * n / 2**30:.0f} GiB (float32 weights, gradients, AdamW); this "
+                        f"machine has {have / 2**30:.0f} GiB{' on its GPU' if gpu else ' and no GPU'}: take a larger GPU, or a smaller --model "
+                        f"(up to {have / 16e9:.1g}B){'' if gpu else ' with --engine hf'}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Engines: who samples
+
+class HFEngine:
+    """Samples from the policy itself, in plain PyTorch on a transformers cache: no start-up, no copy of the weights, nothing to go stale."""
+
+    def __init__(self, tokenizer, stop_ids: list[int], budget: int):
+        self.tokenizer, self.stop_ids, self.budget, self.policy = tokenizer, stop_ids, budget, None
+
+    def wake(self, policy) -> None:
+        """Takes the policy to sample from."""
+        self.policy = policy.eval()
+
+    def sleep(self) -> None:
+        """Lets go of the policy."""
+        self.policy = None
+
+    def sample(self, prompts: list[list[int]], n: int, temperature: float, max_tokens: int, seed: int, bar=None) -> list[list[Sample]]:
+        """n responses to each prompt (token ids) from the whole distribution at `temperature`; 0 = greedy. The same seed, the same samples."""
+        groups: list[list[Sample]] = [[] for _ in prompts]
+        for call, (rows, copies) in enumerate(self._calls(prompts, n, max_tokens)):
+            responses = self._generate([prompts[i] for i in rows], copies, temperature, max_tokens, seed + call)
+            for k, s in enumerate(responses):
+                groups[rows[k // copies]].append(s)
+            if bar is not None:
+                bar.update(len(responses))
+        return groups
+
+    def _calls(self, prompts: list[list[int]], n: int, max_tokens: int) -> Iterator[tuple[list[int], int]]:
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))        # longest first, little padding
+        while order:
+            fit = max(1, self.budget // (len(prompts[order[0]]) + max_tokens))     # sequences held at once
+            rows, order = order[:max(1, fit // n)], order[max(1, fit // n):]
+            for done in range(0, n, fit):
+                yield rows, min(fit, n - done)
+
+    def _generate(self, prompts: list[list[int]], n: int, temperature: float, max_tokens: int, seed: int) -> list[Sample]:
+        """One batch. Two things `generate` does not do make it 2-3 times faster: a prompt is read once for its n responses, and
+        responses that have ended leave the batch."""
+        import torch
+        from transformers import DynamicCache
+        L, dev, inner = max(map(len, prompts)), self.policy.device, self.policy.base_model
+        ids = torch.tensor([[0] * (L - len(p)) + p for p in prompts], device=dev)                               # (B, L)
+        mask = torch.tensor([[0] * (L - len(p)) + [1] * len(p) for p in prompts], device=dev)
+        tokens = torch.full((len(prompts) * n, max_tokens), self.stop_ids[0], device=dev)                       # (B n, max_tokens)
+        stops, live, cache = torch.tensor(self.stop_ids, device=dev), torch.arange(len(tokens), device=dev), DynamicCache(config=self.policy.config)
+        generator = torch.Generator(dev).manual_seed(seed)
+        with torch.inference_mode(), autocast():
+            hidden = inner(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), past_key_values=cache,
+                           use_cache=True).last_hidden_state[:, -1].repeat_interleave(n, 0)
+            cache.batch_repeat_interleave(n)
+            mask, ended = mask.repeat_interleave(n, 0), torch.zeros(len(tokens), dtype=torch.bool, device=dev)
+            for step in range(max_tokens):
+                logits = self.policy.get_output_embeddings()(hidden).float()                                    # (rows, vocabulary)
+                token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0] if temperature else logits.argmax(-1)
+                tokens[live, step] = torch.where(ended, self.stop_ids[0], token)
+                ended = ended | torch.isin(token, stops)
+                if ended.float().mean() > 0.2 or step + 1 == max_tokens:                                        # not every step: a copy costs
+                    stay = (~ended).nonzero()[:, 0]
+                    live, token, mask, ended = live[stay], token[stay], mask[stay], ended[stay]
+                    if not len(stay) or step + 1 == max_tokens:
+                        break
+                    cache.batch_select_indices(stay)
+                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+                hidden = inner(input_ids=token[:, None], attention_mask=mask, position_ids=mask.sum(1, keepdim=True) - 1, past_key_values=cache,
+                               use_cache=True).last_hidden_state[:, -1]
+        cut_off, rows = set(live.tolist()), [r[:next((i for i, t in enumerate(r) if t in self.stop_ids), None)] for r in tokens.tolist()]
+        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return [Sample(text, "length" if i in cut_off else "stop") for i, text in enumerate(texts)]
+
+
+@contextmanager
+def process_state_kept() -> Iterator[None]:
+    """Undoes what starting vLLM does to the whole process: it reseeds python, numpy and torch; on a CPU it also changes the thread count,
+    replaces torch.set_num_threads by a stub and sets LD_PRELOAD for children."""
+    import torch
+    states, cuda = (random.getstate(), np.random.get_state(), torch.get_rng_state()), torch.cuda.is_available() and torch.cuda.get_rng_state_all()
+    threads, set_num_threads, preload = torch.get_num_threads(), torch.set_num_threads, os.environ.get("LD_PRELOAD")
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        torch.set_num_threads = set_num_threads
+        torch.set_num_threads(threads)
+        os.environ.pop("LD_PRELOAD", None) if preload is None else os.environ.update(LD_PRELOAD=preload)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+
+
+class Draft(NamedTuple):
+    """One response as vLLM returns it: ids without the stop token, "stop" or "length", log-probabilities where asked for."""
+    tokens: list[int]
+    finish_reason: str
+    logprobs: list[float] | None
+
+
+class VLLMEngine:
+    """vLLM inside this process: weights pass by reference, nothing goes through disk. Built before the trainer, it starts asleep and empty.
+
+    model_dir         only its config.json is read: no weights, no tokenizer
+    dtype             "bfloat16" on a GPU; "float32" on a CPU, where sleep frees nothing
+    stop_ids          the only tokens that end a response, whatever (generation_)config.json says
+    gpu_memory        share of the GPU's whole memory; must be free now and at every `wake`
+    cpu_kv_gib        KV cache on a CPU; VLLM_CPU_KVCACHE_SPACE (whole GiB) overrides it
+    """
+
+    def __init__(self, model_dir, tokenizer, *, dtype: str, seed: int, stop_ids: list[int], max_model_len: int, gpu_memory: float = 0.9,
+                 max_num_seqs: int = 1024, cpu_kv_gib: int = 2):
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"                          # the engine lives in this process
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        self.tokenizer, self.dtype, self.stop_ids, self.gpu = tokenizer, dtype, list(stop_ids), device() == "cuda"
+        memory = (dict(enable_sleep_mode=True, gpu_memory_utilization=gpu_memory, max_num_seqs=max_num_seqs, max_cudagraph_capture_size=max_num_seqs)
+                  if self.gpu else dict(enforce_eager=True, kv_cache_memory_bytes=cpu_kv_gib << 30))
+        with process_state_kept():
+            from vllm import LLM
+            self.llm = LLM(str(model_dir), load_format="dummy", skip_tokenizer_init=True, seed=seed, dtype=dtype, max_model_len=max_model_len,
+                           generation_config="vllm", **memory)
+        self.awake = True
+        self.sleep()
+
+    def wake(self, policy) -> None:
+        """Memory for the weights, the policy's weights into it, memory for the KV cache: in this order the peak is lowest.
+
+        The weights are state_dict's: named_parameters would name tied embeddings once and leave lm_head stale.
+        """
+        if self.gpu and not self.awake:
+            self.llm.wake_up(tags=["weights"])
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(policy.state_dict().items())})
+        if self.gpu and not self.awake:
+            self.llm.wake_up(tags=["kv_cache"])
+        self.llm.reset_prefix_cache()                                              # no cached prefix outlives the weights that made it
+        self.awake = True
+
+    def sleep(self) -> None:
+        """Frees the GPU of weights and KV cache (level 2: nothing is kept, so nothing stale can be sampled)."""
+        if self.gpu and self.awake:
+            self.llm.sleep(level=2)
+        self.awake = False
+
+    def generate(self, prompts: list[list[int]], n: int, temperature: float, max_tokens: int, seed: int, bar=None, logprobs: bool = False
+                 ) -> list[list[Draft]]:
+        """n responses a prompt (token ids) from the whole distribution; no two of them, nor calls of different seeds, share a random stream.
+
+        temperature 0 is greedy, with n = 1; logprobs are those at temperature 1. raises RuntimeError between sleep and wake
+        """
+        if not self.awake:
+            raise RuntimeError("the sampling engine is asleep and holds no policy: call engine.wake(policy) first")
+        from vllm import SamplingParams
+        first = int(np.random.SeedSequence(seed).generate_state(1)[0])             # child j of prompt i draws from seed first + i n + j
+        params = [SamplingParams(n=n, temperature=temperature, max_tokens=max_tokens, seed=first + i * n, stop_token_ids=self.stop_ids,
+                                 ignore_eos=True, detokenize=False, logprobs=0 if logprobs else None) for i in range(len(prompts))]
+        outputs = self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False if bar is None else forward_to(bar))
+        return [[self._draft(o) for o in output.outputs] for output in outputs]
+
+    def _draft(self, output) -> Draft:
+        tokens = list(output.token_ids)[:-1 if output.finish_reason == "stop" else None]       # vLLM leaves the stop token in
+        return Draft(tokens, output.finish_reason, output.logprobs and [row[t].logprob for row, t in zip(output.logprobs, tokens)])
+
+    def sample(self, prompts: list[list[int]], n: int, temperature: float, max_tokens: int, seed: int, bar=None) -> list[list[Sample]]:
+        """As HFEngine.sample: n responses to each prompt, as text."""
+        return [[Sample(self.tokenizer.decode(d.tokens, skip_special_tokens=True), d.finish_reason) for d in drafts]
+                for drafts in self.generate(prompts, n, temperature, max_tokens, seed, bar)]
+
+
+def forward_to(bar):
+    """What vLLM takes for use_tqdm, moving our own bar: its bar over prompts being read is left out, its bar over responses prints nowhere."""
+    from tqdm import tqdm
+
+    class Forward(tqdm):
+        def update(self, n=1):
+            bar.update(n)
+            return super().update(n)
+    return lambda *args, **kwargs: args[0] if args else Forward(**{**kwargs, "file": io.StringIO(), "dynamic_ncols": False})
+
+
+CANARY_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}   # mean nats a token; with the right weights 1e-6 and 0.007 were measured on a CPU
+
+
+def canary_gap(engine: VLLMEngine, policy, prompts: list[list[int]], seed: int) -> tuple[float, float]:
+    """(mean, max) over tokens of |log p_engine - log p_policy|, on one short response a prompt."""
+    import torch
+    training, gaps = policy.training, []
+    policy.eval()
+    for prompt, [d] in zip(prompts, engine.generate(prompts, 1, 1.0, 16, seed, logprobs=True)):
+        if d.tokens:
+            with torch.no_grad():
+                logp = -token_nll(policy, [prompt + d.tokens], [len(prompt)]).cpu()            # (response,)
+            gaps += (logp - torch.tensor(d.logprobs)).abs().tolist()
+    policy.train(training)
+    return (float(np.mean(gaps)), float(np.max(gaps))) if gaps else (0.0, 0.0)
+
+
+def check_canary(engine: VLLMEngine, policy, prompts: list[list[int]], seed: int) -> float:
+    """Stops a run whose engine does not hold this very policy: sampling from stale weights is silent otherwise.
+
+    returns the mean gap in nats a token; raises RuntimeError above CANARY_TOLERANCE
+    """
+    mean, worst = canary_gap(engine, policy, prompts, seed)
+    if not mean <= CANARY_TOLERANCE[engine.dtype]:                                 # NaN included
+        raise RuntimeError(f"the sampling engine does not hold the policy's weights: log-probabilities of its samples differ by {mean:.3g} nats "
+                           f"a token (max {worst:.3g}), {CANARY_TOLERANCE[engine.dtype]:g} is allowed")
+    return mean
+
+
+def autocast():
+    """bf16 arithmetic over float32 weights on a GPU; nothing on a CPU."""
+    import torch
+    return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_available())
+
+
+def stop_ids(tokenizer, model: str | Path) -> list[int]:
+    """The tokens that end a response: the tokenizer's, and those of the model's generation config (chat models end turns with another)."""
+    from transformers import GenerationConfig
+    try:
+        more = GenerationConfig.from_pretrained(model).eos_token_id
+    except OSError:
+        more = None
+    more = more if isinstance(more, list) else [] if more is None else [more]
+    return list(dict.fromkeys([tokenizer.eos_token_id, *more]))
+
+
+def make_engine(cfg: Config, tokenizer, model: str | Path):
+    """The sampler. vLLM is built before the trainer takes memory, and put to sleep at once   [README, "vLLM and the swap"]"""
+    stops = stop_ids(tokenizer, model)
+    if pick_engine(cfg) == "hf":
+        return HFEngine(tokenizer, stops, cfg.sample_budget)
+    return VLLMEngine(model, tokenizer, dtype="bfloat16" if device() == "cuda" else "float32", seed=cfg.seed, stop_ids=stops,
+                      max_model_len=cfg.max_length + cfg.max_tokens, gpu_memory=cfg.gpu_memory)
+
+
+def pick_engine(cfg: Config) -> str:
+    """--engine auto: vllm where a GPU and vllm are, else hf."""
+    return cfg.engine if cfg.engine != "auto" else "vllm" if device() == "cuda" and find_spec("vllm") else "hf"
+
+
+def use_chat(cfg: Config, tokenizer) -> bool:
+    """--chat auto: through the chat template where the tokenizer has one; raises UserError if it is asked for and missing."""
+    if cfg.chat == "on" and tokenizer.chat_template is None:
+        raise UserError(f"--chat on: the tokenizer of --model {cfg.model} has no chat template")
+    return cfg.chat != "off" and tokenizer.chat_template is not None
+
+
+class Job(NamedTuple):
+    """One batch of sampling: n responses to each query at a temperature, kept under parts/NAME until the iteration is written."""
+    name: str
+    queries: list[Query]
+    n: int
+    temperature: float
+
+
+def sample(engine, policy, jobs: Sequence[Job], prompt: Callable[[Query], list[int]], cfg: Config, parts: Path, desc: str) -> list[list[list[Sample]]]:
+    """Wakes the engine with the policy's weights, runs the jobs in chunks that survive a kill, puts the engine to sleep.
+
+    returns  for each job, for each of its queries, n Samples (text and finish_reason)
+    """
+    bar = data.progress(sum(len(j.queries) * j.n for j in jobs), desc)
+    engine.wake(policy)
+    if isinstance(engine, VLLMEngine):             # it holds a copy of the weights, and a copy can be stale
+        check_canary(engine, policy, [prompt(q) for q in jobs[0].queries[:4]], cfg.seed)
+    results = []
+    for job in jobs:
+        groups: list[list[Sample]] = []
+        for k in range(0, len(job.queries), cfg.chunk):
+            queries, part = job.queries[k:k + cfg.chunk], parts / f"{job.name}.{k}.jsonl.gz"
+            if part.exists():
+                chunk = [[Sample(**s) for s in json.loads(line)] for line in gzip.decompress(part.read_bytes()).decode().splitlines()]
+                bar.update(len(queries) * job.n)
+            else:
+                chunk = engine.sample([prompt(q) for q in queries], job.n, job.temperature, cfg.max_tokens, seed_of(cfg.seed, job.name, k), bar)
+                lines = (json.dumps([{"response": s.response, "finish_reason": s.finish_reason} for s in g]) for g in chunk)
+                write(part, gzip.compress("\n".join(lines).encode(), 3, mtime=0))
+            groups += chunk
+        results.append(groups)
+    engine.sleep()
+    bar.close()
+    return results
+
+
+def score(queries: Sequence[Query], groups: Sequence[Sequence[Sample]], cfg: Config) -> None:
+    """Fills pred, correct, sound, steps, r_prm and reward of every sample (Eq. 1); a cut-off response keeps r = -inf.   [Sec. 2.3]"""
+    flat = [(q, s) for q, g in zip(queries, groups, strict=True) for s in g]
+    correct = rewards.grade([s.response for _, s in flat], [q.gold for q, _ in flat], cfg.task)
+    steps = rewards.step_scores([q.text for q, _ in flat], [s.response for _, s in flat], cfg.reward)
+    for (q, s), ok, p in zip(flat, correct, steps, strict=True):
+        s.pred, s.correct, s.steps = rewards.extract_answer(s.response, cfg.task), ok, p
+        s.r_prm = rewards.r_prm(p) if p else None
+        if cfg.task == "toy":
+            s.sound = ok and all(data.check_toy(q.text, s.response))
+        if s.finish_reason == "stop":
+            s.reward = rewards.combine(ok, p)
+
+
+def select(groups: Sequence[Sequence[Sample]], tau: float, N: int, seed: int) -> list[list[Sample]]:
+    """At most N responses with r > tau, unique in their query, filled round-robin by rank so that easy queries don't crowd out hard ones.
+
+    Every query gives its best before any gives its second. In the round that would overflow N, a seeded draw says which queries still give.
+    returns  for each query the samples kept, best first
+
+    >>> s = lambda text, r: Sample(text, "stop", reward=r)
+    >>> kept = select([[s("a", 1), s("a", 1), s("b", 2)], [s("c", 0.5)], [s("d", 0)]], tau=0.0, N=2, seed=0)
+    >>> [[x.response for x in g] for g in kept]
+    [['b'], ['c'], []]
+    """
+    ranked = []
+    for g in groups:
+        fresh = [s for s, again in zip(g, metrics.duplicates([s.response for s in g])) if not again and s.reward > tau]
+        ranked.append(sorted(fresh, key=lambda s: -s.reward))                      # stable: equal rewards stay in the order drawn
+    kept: list[list[Sample]] = [[] for _ in groups]
+    left, rng = N, random.Random(seed)
+    for rank in range(max(map(len, ranked), default=0)):
+        givers = [i for i, g in enumerate(ranked) if len(g) > rank]
+        if len(givers) > left:
+            givers = sorted(rng.sample(givers, left))
+        for i in givers:
+            kept[i].append(ranked[i][rank])
+        left -= len(givers)
+    return kept
+
+
+def as_arrays(groups: Sequence[Sequence[Sample]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """reward (Q, K) float, correct (Q, K) bool, duplicate (Q, K) bool: what the metrics and the balancer need of the samples."""
+    return (np.array([[s.reward for s in g] for g in groups]), np.array([[s.correct for s in g] for g in groups]),
+            np.array([metrics.duplicates([s.response for s in g]) for g in groups]))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Train
+
+def token_nll(policy, rows: Sequence[Sequence[int]], n_prompts: Sequence[int]):
+    """-log p(y_t | x, y_<t) of every response token, flat   [Eq. 3, App. B]
+
+    rows (B, l_i) ids of prompt and response, n_prompts (B,). Padding stands on the right, where causal attention never looks back from,
+    so no mask is needed; the head runs at response positions only, and no (B, L, vocabulary) tensor exists.
+    returns (sum of response lengths,) float32
+    """
+    import torch
+    lengths, L = torch.tensor([len(r) for r in rows]), max(map(len, rows))
+    ids = torch.tensor([list(r) + [0] * (L - len(r)) for r in rows], device=policy.device)                      # (B, L)
+    place = torch.arange(1, L)
+    at = ((place >= torch.tensor(n_prompts)[:, None]) & (place < lengths[:, None])).to(policy.device)          # (B, L-1) response tokens
+    with autocast():
+        hidden = policy.base_model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state[at]               # (tokens, width)
+        logits = policy.get_output_embeddings()(hidden)                                                        # (tokens, vocabulary)
+    return torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][at], reduction="none")
+
+
+def accumulate(policy, batch: list[tuple[list[int], int]], token_budget: int) -> float:
+    """Adds to .grad the gradient of the mean over *all* response tokens of a global batch, whatever the micro-batches; returns that mean."""
+    total = sum(len(ids) - n for ids, n in batch)
+    mean = 0.0
+    for rows, n_prompts in data.micro_batches(batch, token_budget):
+        loss = token_nll(policy, rows, n_prompts).sum() / total
+        loss.backward()
+        mean += loss.item()
+    return mean
+
+
+def cosine(step: int, horizon: int, peak: float, end: float, warmup: float) -> float:
+    """Learning rate of a step: linear warm-up over a share of the horizon, then a cosine from peak to end.
+
+    >>> [round(cosine(s, 10, 1.0, 0.1, 0.1), 3) for s in (0, 1, 5, 9)]
+    [1.0, 0.973, 0.472, 0.1]
+    """
+    rise = max(1, round(warmup * horizon))
+    if step < rise:
+        return peak * (step + 1) / rise
+    return end + (peak - end) * (1 + math.cos(math.pi * min(1.0, (step + 1 - rise) / max(1, horizon - rise)))) / 2
+
+
+def train(policy, optimizer, examples: list[tuple[list[int], int]], steps: range, rate: Callable[[int], float], cfg: Config, seed: int,
+          desc: str) -> dict:
+    """The optimizer steps of one phase; every example once before any comes again.
+
+    examples  (ids, n_prompt) pairs; steps numbers them on the schedule `rate`
+    returns   {"loss": mean over the phase's tokens-weighted steps, "grad_norm": mean before clipping}
+    """
+    import torch
+    rng, order = np.random.default_rng(seed), np.zeros(0, dtype=int)
+    losses, norms = [], []
+    policy.train()
+    bar = data.progress(len(steps), desc)
+    for step in steps:
+        while len(order) < cfg.batch_size:
+            order = np.concatenate([order, rng.permutation(len(examples))])
+        batch, order = [examples[i] for i in order[:cfg.batch_size]], order[cfg.batch_size:]
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step)
+        losses.append(accumulate(policy, batch, cfg.token_budget))
+        norms.append(torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip).item())
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        bar.update()
+    bar.close()
+    return {"loss": float(np.mean(losses)), "grad_norm": float(np.mean(norms))}
+
+
+def encode(pairs: Sequence[tuple[Query, str]], prompt: Callable[[Query], list[int]], tokenizer, cfg: Config, name: str) -> list[tuple[list[int], int]]:
+    """(query, response) pairs as training examples; over-long ones are dropped and counted on stderr."""
+    encoded = [data.example(tokenizer, prompt(q), response, cfg.max_length) for q, response in pairs]
+    fit = [e for e in encoded if e is not None]
+    if len(fit) < len(encoded):
+        print(f"{name}: {len(encoded) - len(fit)} of {len(encoded)} are longer than --max-length {cfg.max_length} tokens and left out", file=sys.stderr)
+    return fit
+
+
+def drop_long_prompts(splits: Splits, prompt: Callable[[Query], list[int]], cfg: Config) -> None:
+    """Leaves out questions whose prompt alone fills --max-length; says how many on stderr."""
+    for name, queries in {"train": splits.train, "val": splits.val, **splits.tests}.items():
+        fit = [q for q in queries if len(prompt(q)) < cfg.max_length]
+        if len(fit) < len(queries):
+            print(f"{name}: {len(queries) - len(fit)} of {len(queries)} prompts fill --max-length {cfg.max_length} and are left out", file=sys.stderr)
+            queries[:] = fit
+        if not fit:
+            raise UserError(f"--max-length {cfg.max_length}: no prompt of the {name} set fits")
+
+
+def digest(value: str) -> str:
+    """What a setting stands for: a file's content, a folder's files, else the text itself."""
+    path = Path(value or "-")
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    return repr(sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in path.iterdir())) if path.is_dir() else value
+
+
+def cache_key(cfg: Config, names: Sequence[str]) -> str:
+    """A short name for what these settings and these files make, shared by all runs under runs/cache/."""
+    values = [[digest(part) for part in str(getattr(cfg, n)).split(",")] for n in names]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
+
+
+def base_model(cfg: Config) -> str:
+    """The base model: --model, or the toy's, made on the spot."""
+    if cfg.model:
+        return cfg.model
+    folder = Path("runs/cache") / f"toy-base-{cfg.seed}"
+    with one_at_a_time(folder):
+        if not (folder / "tokenizer.json").exists():                               # written last
+            data.make_toy_model(folder, cfg.seed)
+    return str(folder)
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Runs that share a cached folder wait for the one that makes it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with open(folder.with_name(f".{folder.name}.lock"), "w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
+SFT_KEYS = ("task model seed train_file test_file chat val_queries toy_max_ops toy_queries toy_solutions sft_epochs start_epoch sft_lr "
+            "batch_size lr_end warmup clip max_length token_budget gradient_checkpointing").split()
+
+
+def sft(cfg: Config, base: str, splits: Splits, tokenizer, prompt: Callable[[Query], list[int]], stages: int) -> list[Path]:
+    """Fine-tunes base on the human solutions, one cosine over sft_epochs, and keeps every start_epoch-th epoch   [App. A; Eq. 3]
+
+    Cached by its settings: methods and rewards share it. returns the first `stages` checkpoints; [0] is iteration 0's policy
+    """
+    folder = Path("runs/cache") / f"sft-{cfg.task}-{cache_key(cfg, SFT_KEYS)}"
+    paths = [folder / f"epoch_{(i + 1) * cfg.start_epoch}" for i in range(stages)]
+    with one_at_a_time(folder):
+        first = next((i for i, p in enumerate(paths) if not is_complete(p)), stages)
+        if first < stages:
+            sft_stages(cfg, base, paths, first, splits, tokenizer, prompt)
+    return paths
+
+
+def sft_stages(cfg: Config, base: str, paths: list[Path], first: int, splits: Splits, tokenizer, prompt) -> None:
+    """Trains and saves the checkpoints that are missing, from the last one that is there."""
+    examples = encode([(q, q.solution) for q in splits.train if q.solution], prompt, tokenizer, cfg, "human solutions")
+    if not examples:
+        raise UserError("no human solutions to fine-tune on; --start-epoch 0 starts from the model as it is")
+    per_stage = cfg.start_epoch * math.ceil(len(examples) / cfg.batch_size)
+    horizon = per_stage * cfg.sft_epochs // cfg.start_epoch
+    policy = load_policy(cfg, paths[first - 1] if first else base)
+    optimizer = adamw(policy, cfg.sft_lr)
+    if first:
+        load_trainer(paths[first - 1], optimizer)
+    for i in range(first, len(paths)):
+        log = train(policy, optimizer, examples, range(i * per_stage, (i + 1) * per_stage),
+                    lambda s: cosine(s, horizon, cfg.sft_lr, cfg.lr_end, cfg.warmup), cfg, seed_of(cfg.seed, "sft", i), f"SFT to {paths[i].name}")
+        save_checkpoint(paths[i], policy, tokenizer, optimizer, log)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Evaluate
+
+def evaluate(engine, policy, splits: Splits, prompt: Callable[[Query], list[int]], cfg: Config, t: int, parts: Path) -> dict:
+    """Validation and test metrics of a policy: greedy pass@1, and from eval_samples at T = 1 (fixed, so that curves compare) the rest.
+
+    returns  {"pass@1": %, "pass@K": %, "pass@K-S": %, "reward@K-S": %, "distinct": share, ...}; the first test set has no prefix
+    """
+    tests = {name: qs[:cfg.eval_queries or None] for name, qs in splits.tests.items()}
+    jobs = [Job(f"iter{t}.val", splits.val, 1, 0.0)]
+    for name, queries in tests.items():
+        jobs += [Job(f"iter{t}.{name}.greedy", queries, 1, 0.0), Job(f"iter{t}.{name}.sampled", queries, cfg.eval_samples, 1.0)]
+    groups = sample(engine, policy, jobs, prompt, cfg, parts, f"evaluate {t}")
+    for job, g in zip(jobs, groups):
+        score(job.queries, g, cfg)
+    row = {"val/pass@1": percent([[s.correct for s in g] for g in groups[0]])}
+    for i, name in enumerate(tests):
+        prefix = "" if i == 0 else f"{name}/"
+        row.update({prefix + k: v for k, v in metrics_of(groups[1 + 2 * i], groups[2 + 2 * i], cfg.eval_samples, cfg.S).items()})
+    return row
+
+
+def percent(x) -> float:
+    return round(100 * float(np.mean(x)), 4)
+
+
+def metrics_of(greedy: list[list[Sample]], sampled: list[list[Sample]], K: int, S: int) -> dict:
+    """The numbers of one test set   [Sec. 2.2]; `sound` ones count a response only if every step is right too (where that can be told)."""
+    reward, correct, _ = as_arrays(sampled)
+    distinct = metrics.distinct_equations([[s.response for s in g] for g in sampled], correct)
+    row = {"pass@1": percent([[s.correct for s in g] for g in greedy]),
+           f"pass@{K}": percent(metrics.pass_at_k_s(K, correct.sum(1), K, 1)),
+           f"pass@{K}-{S}": percent(metrics.pass_at_k_s(K, correct.sum(1), K, S)),
+           f"reward@{K}-{S}": percent(metrics.reward_at_k_s(reward, correct, K, S)),
+           "distinct": round(distinct.distinct, 4), "coverage": round(distinct.coverage, 4),
+           "truncated": percent([[s.finish_reason != "stop" for s in g] for g in sampled])}
+    if sampled[0][0].sound is not None:
+        sound = np.array([[s.sound for s in g] for g in sampled])
+        row.update({"sound@1": percent([[s.sound for s in g] for g in greedy]), f"sound@{K}": percent(sound.any(1)),
+                    f"sound@{K}-{S}": percent(metrics.pass_at_k_s(K, sound.sum(1), K, S)),
+                    "false_reasoning": false_reasoning([s for g in sampled for s in g])})
+    return row
+
+
+def false_reasoning(samples: Sequence[Sample]) -> float | None:
+    """The share of right answers reached by a wrong step; None where steps cannot be told or no answer is right."""
+    right = [s for s in samples if s.correct and s.sound is not None]
+    return round(sum(not s.sound for s in right) / len(right), 4) if right else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Balance
+
+def balance(engine, policy, queries: list[Query], n_star: int, prompt, cfg: Config, t: int, out: Path) -> tuple[dict, list[list[Sample]]]:
+    """Algorithm 1's configuration step: samples the subset at every T, scores once, sweeps every tau, takes the best query effect   [Sec. 3.3]
+
+    returns  the ledger's line (see metrics.decide) and the subset's samples at the chosen T, which are on-policy and join the pool
+    """
+    jobs = [Job(f"iter{t}.T{T:g}", queries, cfg.K, T) for T in cfg.temperature_grid]
+    by_T = sample(engine, policy, jobs, prompt, cfg, out / "parts", f"balance {t}")
+    for groups in by_T:
+        score(queries, groups, cfg)
+    reward, correct, duplicate = map(np.stack, zip(*map(as_arrays, by_T)))         # (G_T, Q, K) each
+    path = out / "samples" / f"balance_{t}.npz"
+    path.parent.mkdir(exist_ok=True)
+    with open(tmp := path.with_suffix(".tmp"), "wb") as f:
+        np.savez_compressed(f, reward=reward, correct=correct, duplicate=duplicate)
+    os.replace(tmp, path)
+    line = {"iter": t, **metrics.decide(reward, correct, duplicate, cfg.temperature_grid, cfg.tau_grid, n_star, seed_of(cfg.seed, t, "bootstrap"))}
+    put_line(out / "ledger.jsonl", line)
+    return line, by_T[cfg.temperature_grid.index(line["temperature"])]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The loop
+
+def draw_queries(train: list[Query], cfg: Config, t: int) -> list[Query]:
+    """The iteration's M queries, the balancing subset first."""
+    order = random.Random(seed_of(cfg.seed, t, "queries")).sample(train, len(train))
+    return order[:cfg.queries_per_iter or None]
+
+
+def improve(policy, optimizer, kept: list[tuple[Query, str]], base: str, tokenizer, prompt, cfg: Config, t: int, start_steps: int):
+    """M_t from M_{t-1} and the selected responses, by the method's switches   [Sec. 2.1, "Improving"; App. B]
+
+    returns  policy, optimizer, log
+    """
+    method, examples = METHODS[cfg.method], encode(kept, prompt, tokenizer, cfg, f"iteration {t}")
+    if not examples:
+        print(f"iteration {t}: no response was selected; the policy stays as it is", file=sys.stderr)
+        return policy, optimizer, {"loss": None, "grad_norm": None}
+    if method.from_base:                           # as many steps in all as a policy that was never set back has had
+        policy = optimizer = None
+        policy = load_policy(cfg, base)
+    if optimizer is None or not method.inherit:
+        optimizer = adamw(policy, cfg.lr)
+    first = (t - 1) * cfg.steps_per_iter if method.inherit else 0
+    n_steps = start_steps + t * cfg.steps_per_iter if method.from_base else cfg.steps_per_iter
+    horizon = cfg.num_iters * cfg.steps_per_iter if method.inherit else n_steps
+    peak = cfg.sft_lr if method.from_base else cfg.lr
+    log = train(policy, optimizer, examples, range(first, first + n_steps), lambda s: cosine(s, horizon, peak, cfg.lr_end, cfg.warmup), cfg,
+                seed_of(cfg.seed, t, "train"), f"train {t}")
+    return policy, optimizer, log
+
+
+def pool_metrics(queries: list[Query], pool: list[list[Sample]], kept: list[list[Sample]], tau: float, n_star: int) -> dict:
+    """What an iteration's pool says of exploration and exploitation: query effect at the (T, tau) used, what was kept, false reasoning."""
+    n_sel, n_correct = metrics.sweep(*as_arrays(pool), [tau])
+    flat = [s for g in kept for s in g]
+    row = {"qe": round(float(metrics.query_effect(n_sel, n_correct, n_star).mean()), 6), "n_star": n_star, "kept": len(flat),
+           "sampled": sum(map(len, pool)), "pool/correct": percent([[s.correct for s in g] for g in pool]),
+           "selected/correct": percent([s.correct for s in flat]) if flat else None, "queries_kept": sum(map(bool, kept))}
+    if pool[0][0].sound is not None:
+        row.update({"pool/false_reasoning": false_reasoning([s for g in pool for s in g]), "selected/false_reasoning": false_reasoning(flat)})
+    return row
+
+
+def save_samples(path: Path, queries: list[Query], pool: list[list[Sample]], kept: list[list[Sample]]) -> None:
+    """samples/iter_N.jsonl.gz: one object a sample, for anyone to read."""
+    chosen = {id(s) for g in kept for s in g}
+    lines = (json.dumps({"query": q.id, **dataclasses.asdict(s), "reward": s.reward if s.reward > -math.inf else None, "selected": id(s) in chosen})
+             for q, g in zip(queries, pool) for s in g)
+    write(path, gzip.compress("\n".join(lines).encode(), 5, mtime=0))
+
+
+def log_line(row: dict, num_iters: int, seconds: dict[str, float]) -> str:
+    """The one greppable line of an iteration."""
+    K, S = row["eval_samples"], row["S"]
+    parts = [f"iter {row['iter']}/{num_iters}"]
+    if row.get("qe") is not None:
+        parts += [f"T {row['temperature']:g} tau {row['tau']:g} qe {row['qe']:.3f}", f"kept {row['kept']}/{row['sampled']}"]
+    if row.get("loss") is not None:
+        parts += [f"loss {row['loss']:.4f}"]
+    parts += [" ".join(f"{k} {row[k]:.1f}" for k in ("pass@1", f"pass@{K}", f"pass@{K}-{S}", f"reward@{K}-{S}")) + f" distinct {row['distinct']:.2f}"]
+    if row.get("false_reasoning") is not None:
+        parts += [f"sound@{K} {row[f'sound@{K}']:.1f} false {row['false_reasoning']:.2f}"]
+    return " | ".join([*parts, " ".join(f"{k} {v:.0f}s" for k, v in seconds.items())])
+
+
+def report(out: Path, row: dict, cfg: Config) -> None:
+    """Writes an iteration's metrics (from here on it is done), prints its line, and clears what only a restart would have needed."""
+    row = {"iter": row["iter"], "eval_samples": cfg.eval_samples, "S": cfg.S, **row}
+    put_line(out / "metrics.jsonl", row)
+    rows = metrics.read_jsonl(out / "metrics.jsonl")
+    prune(out, row["iter"], max(rows, key=lambda r: r["val/pass@1"])["iter"])
+    shutil.rmtree(out / "parts", ignore_errors=True)
+    seconds: dict[str, float] = {}
+    for r in metrics.read_jsonl(out / "times.jsonl"):
+        if r["iter"] == row["iter"]:
+            seconds[r["phase"]] = seconds.get(r["phase"], 0) + r["seconds"]
+    print(log_line(row, total_iters(cfg), seconds), flush=True)
+
+
+def total_iters(cfg: Config) -> int:
+    """The last iteration's number: for `sft`, whose iterations are its later epochs, what is left after the start."""
+    return cfg.num_iters if METHODS[cfg.method].iterate else cfg.sft_epochs // max(1, cfg.start_epoch) - 1
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Algorithm 1."""
+    cfg = parse_config(argv)
+    out = open_run(cfg)
+    done = metrics.read_jsonl(out / "metrics.jsonl")
+    if len(done) > total_iters(cfg):
+        return print(f"{out}: finished ({total_iters(cfg)} iterations); another --out or --seed starts a new run")
+    hush()
+    fits(cfg)
+    splits, base, method = data.LOADERS[cfg.task](cfg), base_model(cfg), METHODS[cfg.method]
+    tokenizer = load_tokenizer(base)
+    prompt = lambda q: data.prompt_ids(tokenizer, q, splits, use_chat(cfg, tokenizer))
+    drop_long_prompts(splits, prompt, cfg)
+    engine = make_engine(cfg, tokenizer, base)
+    starts = sft(cfg, base, splits, tokenizer, prompt, 1 if method.iterate else total_iters(cfg) + 1) if cfg.start_epoch else [base]
+    policy, optimizer, t, log = resume(cfg, out, starts, len(done))
+    start_steps = cfg.start_epoch * math.ceil(sum(bool(q.solution) for q in splits.train) / cfg.batch_size)
+
+    while t <= total_iters(cfg):
+        if log is None and t and method.iterate:
+            # -- balance: the (T, tau) of the greatest query effect on a small subset, for the policy as it is now
+            queries = draw_queries(splits.train, cfg, t)
+            n_star = math.ceil(cfg.samples_per_iter / len(queries))
+            T, tau, pool = cfg.temperature or 1.0, 0.0 if cfg.tau is None else cfg.tau, []
+            if method.balance and len(cfg.temperature_grid) * len(cfg.tau_grid) > 1:
+                with clock(out, t, "balance"):
+                    choice, pool = balance(engine, policy, queries[:cfg.balance_queries], n_star, prompt, cfg, t, out)
+                    T, tau = choice["temperature"], choice["tau"]
+            # -- sample: K responses to every other query
+            with clock(out, t, "gen"):
+                rest = queries[len(pool):]
+                [more] = sample(engine, policy, [Job(f"iter{t}.pool", rest, cfg.K, T)], prompt, cfg, out / "parts", f"sample {t}")
+            # -- score and select: r > tau, unique, round-robin
+            with clock(out, t, "score"):
+                score(rest, more, cfg)
+                pool += more
+                kept = select(pool, tau, cfg.samples_per_iter, seed_of(cfg.seed, t, "select"))
+                save_samples(out / "samples" / f"iter_{t}.jsonl.gz", queries, pool, kept)
+            # -- train: M_t from M_{t-1}
+            with clock(out, t, "train"):
+                pairs = [(q, s.response) for q, g in zip(queries, kept) for s in g]
+                policy, optimizer, log = improve(policy, optimizer, pairs, base, tokenizer, prompt, cfg, t, start_steps)
+                log = {"temperature": T, "tau": tau, **pool_metrics(queries, pool, kept, tau, n_star), **log}
+                save_checkpoint(out / "checkpoints" / f"iter_{t}", policy, tokenizer, optimizer, log)
+        elif t and not method.iterate:
+            policy = load_policy(cfg, starts[t])
+        # -- evaluate and write
+        with clock(out, t, "eval"):
+            row = {"iter": t, **(log or {}), **evaluate(engine, policy, splits, prompt, cfg, t, out / "parts")}
+        report(out, row, cfg)
+        t, log = t + 1, None
+
+    print(metrics.table([out]), f"\n{metrics.draw(out)}  {out}/metrics.jsonl  {out}/policy")
+
+
+def resume(cfg: Config, out: Path, starts: Sequence[Path], n_done: int):
+    """Where a run stands: (policy, optimizer, the iteration to do next, its training log if only its evaluation is missing).
+
+    The newest complete checkpoint counts, at most one ahead of the metrics; if that one is broken, the run steps back and says so.
+    """
+    if not METHODS[cfg.method].iterate:
+        return load_policy(cfg, starts[n_done]), None, n_done, None
+    folder = lambda i: out / "checkpoints" / f"iter_{i}"
+    c = next((i for i in range(n_done, 0, -1) if is_complete(folder(i))), 0)
+    if c < n_done - 1:
+        print(f"{folder(n_done - 1)} is missing or broken: going on from {folder(c) if c else starts[0]}", file=sys.stderr)
+    if c == 0:
+        return load_policy(cfg, starts[0]), None, min(n_done, 1), None
+    policy = load_policy(cfg, folder(c))
+    optimizer = adamw(policy, cfg.lr)
+    log = load_trainer(folder(c), optimizer)
+    return (policy, optimizer, c, log) if c == n_done else (policy, optimizer, c + 1, None)
+
+
+if __name__ == "__main__":
+    data.run(main)

@@ -1,0 +1,453 @@
+"""bstar.py: configuration, engine, selection, gradients, schedules, checkpoints, and whole runs that are killed and go on."""
+import dataclasses
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import bstar
+import data
+import metrics
+from bstar import Config, Job
+from data import Query, Sample, UserError
+
+ROOT = Path(bstar.__file__).parent
+TINY = ("--sft-epochs 12 --start-epoch 6 --num-iters 2 --steps-per-iter 4 --queries-per-iter 24 --K 4 --balance-queries 8 --temperatures 0.6:1.0:0.4 "
+        "--eval-queries 10 --eval-samples 4 --S 2 --val-queries 10 --toy-queries 200 --toy-solutions 128 --toy-max-ops 2 --max-tokens 40 --chunk 10 "
+        "--batch-size 16").split()
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """(policy, tokenizer, splits, prompt, folder): the toy's real base model, a little trained so that it ends its responses."""
+    folder = tmp_path_factory.mktemp("base")
+    data.make_toy_model(folder, 0)
+    cfg = bstar.parse_config(TINY)
+    tokenizer, splits = bstar.load_tokenizer(folder), data.load_toy(cfg)
+    prompt = lambda q: data.prompt_ids(tokenizer, q, splits, False)
+    policy = bstar.load_policy(cfg, folder)
+    examples = bstar.encode([(q, q.solution) for q in splits.train if q.solution], prompt, tokenizer, cfg, "toy")
+    bstar.train(policy, bstar.adamw(policy, 3e-3), examples, range(60), lambda s: 3e-3, cfg, 0, "toy")
+    return policy, tokenizer, splits, prompt, folder
+
+
+# -- configuration --------------------------------------------------------------------------------------------------------
+
+def test_default_is_below_preset_is_below_flag():
+    assert bstar.parse_config([]).task == "toy" and bstar.parse_config([]).K == bstar.PRESETS["toy"]["K"]
+    assert bstar.parse_config(["--K", "7"]).K == 7
+    assert bstar.parse_config(["--task", "math"]).K == Config.K == 64
+    paper = bstar.parse_config(["--task", "math"])                                  # Sec. 4.1 and App. A
+    assert paper.temperature_grid == [i / 10 for i in range(5, 13)] and paper.tau_grid == [i / 10 for i in range(-10, 11)]
+    assert paper.samples_per_iter == 64_000 and math.ceil(paper.samples_per_iter / 11_500) == 6
+    assert (paper.num_iters, paper.steps_per_iter, paper.batch_size, paper.sft_lr, paper.balance_queries) == (9, 500, 128, 5e-6, 600)
+
+
+def test_every_field_is_a_flag_with_a_help_text(capsys):
+    with pytest.raises(SystemExit):
+        bstar.parse_config(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for f in dataclasses.fields(Config):
+        flag = "--" + f.name.replace("_", "-")
+        assert f"{flag} " in text or f"{flag}," in text
+    assert text.count("(default") == len(dataclasses.fields(Config))
+    help_of = dict(bstar.re.findall(r"^    (\w+): .*?# (.*)$", Path(bstar.__file__).read_text(), bstar.re.M))
+    assert {f.name for f in dataclasses.fields(Config)} <= help_of.keys() | {"taus"}
+
+
+def test_every_field_is_used():
+    """A flag that does nothing is a defect: each field is read somewhere outside the class."""
+    code = "".join((ROOT / f).read_text() for f in ("bstar.py", "data.py"))
+    for f in dataclasses.fields(Config):
+        assert f"cfg.{f.name}" in code or f"self.{f.name}" in code, f.name
+
+
+@pytest.mark.parametrize("flags, said", [
+    ("--task chess", "--task chess: expected one of toy, gsm8k, math"), ("--method ppo", "--method ppo: expected one of sft, rest-em"),
+    ("--K 0", "--K 0: expected at least 1"), ("--K many", "--K: invalid int value: 'many'"), ("--nonsense 1", "unrecognized arguments: --nonsense"),
+    ("--S 5 --eval-samples 4", "--S 5: pass@K-S needs S <= K"), ("--temperature 0", "expected numbers above 0"), ("--temperature -1", "expected numbers above 0"),
+    ("--temperature nan", "expected numbers above 0"), ("--tau 2", "no reward is above 2"), ("--reward answer --tau 1.0", "no reward is above 1"),
+    ("--taus 1:0:0.1", "--taus 1:0:0.1: expected FROM:TO:STEP"), ("--temperatures x", "--temperatures x: expected FROM:TO:STEP"),
+    ("--lr 0", "--lr 0.0: expected a number above 0"), ("--task gsm8k --reward answer+oracle", "only the toy's steps can be checked exactly"),
+    ("--reward vibes", "--reward vibes: expected one of answer"), ("--start-epoch 99", "expected at most --sft-epochs"),
+])
+def test_a_bad_value_is_one_line_that_names_the_flag(flags, said):
+    with pytest.raises(UserError) as e:
+        bstar.parse_config(flags.split())
+    assert said in str(e.value) and "\n" not in str(e.value)
+
+
+def cli(*flags, cwd, **env):
+    return subprocess.run([sys.executable, str(ROOT / "bstar.py"), *flags], cwd=cwd, capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1", **env})
+
+
+@pytest.mark.parametrize("flags, said", [
+    ("--task chess", "--task chess"), ("--task gsm8k --model nobody/none-1M --train-file none.jsonl --test-file none.jsonl", "no such file: none.jsonl"),
+    ("--task gsm8k --model .", "--model .: Unrecognized model"),
+    ("--task math", "104 GiB|--engine hf|smaller --model"), ("--engine vllm", "vllm is not installed"),
+    ("--task gsm8k --model nobody/none-1M", "hub"),
+])
+def test_user_errors_end_with_exit_code_2_and_one_line(tmp_path, flags, said):
+    if "vllm" in flags and find_spec("vllm"):
+        pytest.skip("vllm is installed here")
+    if torch.cuda.is_available() and "math" in flags:
+        pytest.skip("a GPU may hold it")
+    p = cli(*flags.split(), cwd=tmp_path, HF_HUB_OFFLINE="1")
+    assert p.returncode == 2, p.stderr
+    last = p.stderr.strip().splitlines()
+    assert len(last) == 1 and last[0].startswith("bstar.py: ") and all(part in last[0] for part in said.split("|")), p.stderr
+
+
+def test_help_needs_no_torch(tmp_path):
+    p = subprocess.run([sys.executable, "-X", "importtime", str(ROOT / "bstar.py"), "--help"], capture_output=True, text=True, cwd=tmp_path)
+    assert p.returncode == 0 and not any(f"| {m}\n" in p.stderr.replace(" ", "").replace("|", "| ") for m in ("torch", "transformers", "matplotlib", "datasets"))
+
+
+# -- the transformers engine --------------------------------------------------------------------------------------------------
+
+def engine(tokenizer, budget=4000):
+    return bstar.HFEngine(tokenizer, [tokenizer.eos_token_id], budget)
+
+
+def naive_greedy(policy, ids, stop, max_tokens):
+    out = []
+    for _ in range(max_tokens):
+        with torch.no_grad():
+            token = policy(torch.tensor([ids + out])).logits[0, -1].argmax().item()
+        if token == stop:
+            return out, "stop"
+        out.append(token)
+    return out, "length"
+
+
+def test_greedy_equals_a_naive_loop_without_cache_padding_or_batch(toy):
+    policy, tokenizer, splits, prompt, _ = toy
+    e = engine(tokenizer)
+    e.wake(policy)
+    prompts = [prompt(q) for q in splits.val[:6]]
+    for p, [s] in zip(prompts, e.sample(prompts, 1, 0.0, 30, seed=0)):
+        ids, reason = naive_greedy(policy, p, tokenizer.eos_token_id, 30)
+        assert (s.response, s.finish_reason) == (tokenizer.decode(ids), reason)
+
+
+def test_sampling_is_seeded_whole_and_budgeted(toy):
+    policy, tokenizer, splits, prompt, _ = toy
+    e = engine(tokenizer, budget=300)                                               # forces many calls, and n over several of them
+    e.wake(policy)
+    prompts = [prompt(q) for q in splits.val[:5]]
+    a, b, c = (e.sample(prompts, 9, 1.0, 20, seed=s) for s in (1, 1, 2))
+    assert a == b != c and [len(g) for g in a] == [9] * 5
+    assert len({s.response for g in a for s in g}) > 20
+
+
+def test_sampling_follows_the_policy_at_every_temperature(toy):
+    """First-token frequencies against softmax(logits / T): no top-k, no top-p, no penalty is left on."""
+    policy, tokenizer, splits, prompt, _ = toy
+    e, p, n = engine(tokenizer, budget=10**6), prompt(splits.val[0]), 4000
+    e.wake(policy)
+    with torch.no_grad():
+        logits = policy(torch.tensor([p])).logits[0, -1].double()
+    for T in (0.5, 1.0, 2.0):
+        expected = torch.softmax(logits / T, -1)
+        [samples] = e.sample([p], n, T, 1, seed=3)
+        counts = torch.zeros(len(expected), dtype=torch.double)
+        for s in samples:
+            ids = tokenizer(s.response)["input_ids"]
+            counts[ids[0] if ids else tokenizer.eos_token_id] += 1
+        special = expected[tokenizer.all_special_ids].sum()                         # decoded to nothing, like the end
+        expected[tokenizer.all_special_ids], expected[tokenizer.eos_token_id] = 0, special
+        error = (counts / n - expected).abs() / (expected * (1 - expected) / n).sqrt().clamp(min=1e-3)
+        assert error.max() < 5, T
+
+
+def test_max_tokens_ends_with_length(toy):
+    policy, tokenizer, splits, prompt, _ = toy
+    e = engine(tokenizer)
+    e.wake(policy)
+    [[s]] = e.sample([prompt(splits.val[0])], 1, 0.0, 3, seed=0)
+    assert s.finish_reason == "length" and len(s.response.split()) == 3
+
+
+# -- score, select -----------------------------------------------------------------------------------------------------------
+
+def test_score_fills_eq_1_and_never_rewards_a_cut_off_response():
+    story = Query("0", "Ida has 5 . Cid has 6 times Ida . Cid ?", "0")
+    right, lucky, wrong = "Cid = Ida * 6 = 5 * 6 = 0 ; # 0", "Cid = Cid * 6 = 5 * 6 = 0 ; # 0", "# 1"
+    group = [Sample(right, "stop"), Sample(lucky, "stop"), Sample(wrong, "stop"), Sample(right, "length")]
+    for reward, expected in (("answer+oracle", [2, 0, -1, -math.inf]), ("answer", [1, 1, 0, -math.inf])):
+        bstar.score([story], [group], bstar.parse_config(["--reward", reward]))
+        assert [s.reward for s in group] == expected and [s.correct for s in group] == [True, True, False, True]
+        assert [s.sound for s in group] == [True, False, False, True] and [s.pred for s in group] == ["0", "0", "1", "0"]
+
+
+def naive_select(groups, tau, N):
+    """Counts only: how many each query gives when queries take turns, best first."""
+    left = [len({s.response for s in g if s.reward > tau}) for g in groups]
+    given, full = [0] * len(groups), 0
+    while N and any(left):
+        turn = [i for i, k in enumerate(left) if k]
+        if len(turn) > N:
+            return given, full                                                      # the last, partial turn is drawn
+        for i in turn:
+            given[i], left[i], N = given[i] + 1, left[i] - 1, N - 1
+        full += 1
+    return given, full
+
+
+def test_select_is_round_robin_unique_strict_and_capped():
+    rng = random.Random()
+    for _ in range(50):
+        groups = [[Sample(t := rng.choice("abcdef"), "stop", reward=ord(t) % 4 / 2) for _ in range(rng.randint(1, 8))] for _ in range(rng.randint(1, 6))]
+        N, tau = rng.randint(1, 30), rng.choice([-1.0, 0.0, 0.5, 1.0])
+        kept = bstar.select(groups, tau, N, seed=0)
+        given, full = naive_select(groups, tau, N)
+        total = sum(len({s.response for s in g if s.reward > tau}) for g in groups)
+        assert sum(map(len, kept)) == min(N, total)
+        for g, k, n in zip(groups, kept, given):
+            assert n <= len(k) <= n + 1 and len({s.response for s in k}) == len(k)
+            assert all(s.reward > tau for s in k) and [s.reward for s in k] == sorted((s.reward for s in k), reverse=True)
+            rest = [s.reward for s in g if s.reward > tau and s.response not in {x.response for x in k}]
+            assert not k or not rest or max(rest) <= k[-1].reward
+
+
+# -- train --------------------------------------------------------------------------------------------------------------------
+
+def random_batch(n=9):
+    rng = random.Random()
+    lengths = [rng.randint(4, 30) for _ in range(n)]
+    return [([rng.randrange(4, 40) for _ in range(L)], rng.randint(1, L - 2)) for L in lengths]
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_gradients_equal_the_naive_full_batch(toy, tied):
+    """Micro-batches by token budget, head at response positions, global mean = one loop over sequences in float64 with every logit."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+    torch.manual_seed(0)
+    shape = dict(vocab_size=44, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    policy = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=tied))
+    batch = random_batch()
+    policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    policy.train()
+    mean = bstar.accumulate(policy, batch, token_budget=40)
+    ours = {n: p.grad.clone() for n, p in policy.named_parameters()}
+    naive = LlamaForCausalLM(policy.config).double()
+    naive.load_state_dict(policy.state_dict())
+    losses = []
+    for ids, n in batch:
+        logp = naive(torch.tensor([ids])).logits[0].log_softmax(-1)
+        losses += [-logp[i - 1, ids[i]] for i in range(n, len(ids))]
+    loss = torch.stack(losses).mean()
+    loss.backward()
+    assert mean == pytest.approx(loss.item(), rel=1e-5)
+    for name, p in naive.named_parameters():
+        assert torch.allclose(ours[name].double(), p.grad, rtol=1e-3, atol=1e-6), name
+
+
+def test_training_lowers_the_loss_and_sees_every_example_before_any_again(toy, monkeypatch):
+    policy, tokenizer, splits, prompt, folder = toy
+    cfg = bstar.parse_config(TINY)
+    seen = []
+    monkeypatch.setattr(bstar, "accumulate", lambda policy, batch, budget: seen.extend(i[0][0] for i in batch) or 0.0)
+    model = bstar.load_policy(cfg, folder)
+    bstar.train(model, torch.optim.SGD(model.parameters(), lr=0.0), [([k, 0, 0], 1) for k in range(40)], range(5), lambda s: 0.0, cfg, 0, "x")
+    assert sorted(seen[:40]) == list(range(40)) and len(seen) == 80
+
+
+def test_cosine_is_one_schedule_over_all_iterations():
+    rates = [bstar.cosine(s, 100, 1.0, 0.1, 0.1) for s in range(100)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == rates[9] == 1.0 and rates[-1] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(rates[9:], rates[10:]))
+
+
+def test_checkpoint_round_trip_and_broken_ones(toy, tmp_path):
+    policy, tokenizer, *_ , folder = toy
+    cfg, optimizer = bstar.parse_config(TINY), bstar.adamw(policy, 1e-3)
+    bstar.accumulate(policy, random_batch(), 4096)
+    optimizer.step()
+    optimizer.zero_grad()
+    bstar.save_checkpoint(tmp_path / "c", policy, tokenizer, optimizer, {"loss": 1.5})
+    again = bstar.load_policy(cfg, tmp_path / "c")
+    assert all(torch.equal(a, b) for a, b in zip(policy.state_dict().values(), again.state_dict().values()))
+    fresh = bstar.adamw(again, 1e-3)
+    assert bstar.load_trainer(tmp_path / "c", fresh) == {"loss": 1.5}
+    assert all(torch.equal(a["exp_avg_sq"], b["exp_avg_sq"]) for a, b in zip(optimizer.state.values(), fresh.state.values()))
+    assert bstar.is_complete(tmp_path / "c") and not bstar.is_complete(tmp_path / "none")
+    with open(tmp_path / "c" / "model.safetensors", "r+b") as f:
+        f.truncate(1000)
+    assert not bstar.is_complete(tmp_path / "c")
+
+
+# -- whole runs ---------------------------------------------------------------------------------------------------------------
+
+def finished(cwd, out, *flags):
+    p = cli(*TINY, "--out", out, *flags, cwd=cwd)
+    assert p.returncode == 0, p.stderr
+    return p
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """An undisturbed tiny run: (folder, its output)."""
+    cwd = tmp_path_factory.mktemp("reference")
+    return cwd, finished(cwd, "run")
+
+
+def test_a_run_leaves_what_the_design_says(reference):
+    cwd, p = reference
+    run = cwd / "run"
+    rows, ledger = metrics.read_jsonl(run / "metrics.jsonl"), metrics.read_jsonl(run / "ledger.jsonl")
+    assert [r["iter"] for r in rows] == [0, 1, 2] and [d["iter"] for d in ledger] == [1, 2]
+    for d in ledger:
+        assert np.array(d["surface"]).shape == (2, 10) and (d["temperature"], d["tau"]) == (rows[d["iter"]]["temperature"], rows[d["iter"]]["tau"])
+    assert (run / "figures" / "curves.png").stat().st_size > 10_000 and not (run / "parts").exists()
+    assert bstar.load_policy(Config(), run / "policy").num_parameters() > 0
+    best = max(rows, key=lambda r: r["val/pass@1"])["iter"]
+    assert (run / "best").resolve().name == (f"iter_{best}" if best else "best")
+    lines = [x for x in p.stdout.splitlines() if x.startswith("iter ")]
+    assert len(lines) == 3 and all(k in lines[2] for k in ("| T ", " tau ", " qe ", "| kept ", "| loss ", "pass@1 ", "pass@4-2 ", "reward@4-2 ", "distinct ", "balance "))
+    import gzip
+    samples = [json.loads(x) for x in gzip.open(run / "samples" / "iter_1.jsonl.gz", "rt")]
+    assert len(samples) == 24 * 4 and sum(s["selected"] for s in samples) == rows[1]["kept"]
+    pool = np.load(run / "samples" / "balance_1.npz")                               # the subset's samples at the chosen T are in the pool
+    first = [s["reward"] if s["reward"] is not None else -math.inf for s in samples[:32]]
+    assert pool["reward"][ledger[0]["temperatures"].index(ledger[0]["temperature"])].ravel().tolist() == first
+
+
+def test_the_logged_decision_follows_from_the_saved_subset(reference):
+    run = reference[0] / "run"
+    for d in metrics.read_jsonl(run / "ledger.jsonl"):
+        pool = np.load(run / "samples" / f"balance_{d['iter']}.npz")
+        again = metrics.decide(pool["reward"], pool["correct"], pool["duplicate"], d["temperatures"], d["taus"], d["n_star"],
+                               bstar.seed_of(0, d["iter"], "bootstrap"))
+        assert {"iter": d["iter"], **again} == d
+
+
+def test_a_finished_run_says_so_and_another_config_is_refused(reference):
+    cwd, _ = reference
+    assert "finished (2 iterations)" in finished(cwd, "run").stdout
+    p = cli(*TINY, "--out", "run", "--lr", "0.5", "--K", "8", cwd=cwd)
+    assert p.returncode == 2 and "K 4 -> 8" in p.stderr and "lr 0.001 -> 0.5" in p.stderr
+
+
+def test_the_same_command_gives_the_same_bits(reference, tmp_path):
+    finished(tmp_path, "again")
+    for name in ("metrics.jsonl", "ledger.jsonl", "samples/iter_2.jsonl.gz"):
+        assert (tmp_path / "again" / name).read_bytes() == (reference[0] / "run" / name).read_bytes(), name
+
+
+def start(cwd, *flags):
+    return subprocess.Popen([sys.executable, str(ROOT / "bstar.py"), *TINY, "--out", "run", *flags], cwd=cwd, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1", "BSTAR_TEST_KILL": ""})
+
+
+PHASES = {"balance": "parts/iter2.T0.6.0.jsonl.gz", "sample": "parts/iter1.pool.0.jsonl.gz", "train": "samples/iter_1.jsonl.gz",
+          "save": "checkpoints/.iter_1.tmp", "evaluate": "checkpoints/iter_2", "between": "metrics.jsonl"}
+
+
+@pytest.mark.slow
+def test_kill_9_in_every_phase_then_the_same_command_ends_in_the_same_bits(reference, tmp_path):
+    """One run is killed in each phase in turn, as soon as the phase's first file appears and a random moment later."""
+    run, killed = tmp_path / "run", []
+    for phase, sign in PHASES.items():
+        for attempt in range(2):
+            p = start(tmp_path)
+            while p.poll() is None and not (run / sign).exists():
+                time.sleep(0.002)
+            time.sleep(random.random() * (0.02 if phase == "save" else 0.3) * attempt)
+            if p.poll() is None:
+                p.send_signal(signal.SIGKILL)
+                killed.append(phase)
+            p.wait()
+            if phase == "train" and attempt:
+                shutil.rmtree(run / "checkpoints", ignore_errors=True)              # and a lost checkpoint: it steps back
+    assert len(killed) >= 6, killed
+    finished(tmp_path, "run")
+    for name in ("metrics.jsonl", "ledger.jsonl", "samples/iter_1.jsonl.gz", "samples/iter_2.jsonl.gz"):
+        assert (run / name).read_bytes() == (reference[0] / "run" / name).read_bytes(), (name, killed)
+
+
+def test_two_processes_on_one_folder(tmp_path):
+    p = start(tmp_path)
+    try:
+        while not (tmp_path / "run" / "config.json").exists():
+            time.sleep(0.01)
+        second = cli(*TINY, "--out", "run", cwd=tmp_path)
+        assert second.returncode == 2 and "another process is writing to it" in second.stderr
+    finally:
+        p.kill()
+        p.wait()
+
+
+@pytest.mark.parametrize("method", ["sft", "rest-em", "iterative-rft", "online-rft"])
+def test_every_method_runs(reference, method):
+    cwd, _ = reference
+    finished(cwd, method, "--method", method, "--reward", "answer", "--num-iters", "1")
+    rows = metrics.read_jsonl(cwd / method / "metrics.jsonl")
+    assert len(rows) == 2 and not (cwd / method / "ledger.jsonl").exists()
+    assert rows[0]["pass@1"] == metrics.read_jsonl(cwd / "run" / "metrics.jsonl")[0]["pass@1"]    # all start from the same SFT checkpoint
+    if method != "sft":
+        assert rows[1]["temperature"] == 1.0 and rows[1]["tau"] == 0.0
+
+
+def test_methods_differ_only_by_their_switches(reference, monkeypatch):
+    """rest-em starts from base with all steps, iterative-rft restarts the optimizer, online-rft and bstar inherit it and one schedule."""
+    cwd, _ = reference
+    calls = {}
+
+    def spy(policy, optimizer, examples, steps, rate, cfg, seed, desc):
+        calls[cfg.method] = (steps, len(optimizer.state), [rate(s) for s in steps])
+        return {"loss": 0.0, "grad_norm": 0.0}
+    monkeypatch.setattr(bstar, "train", spy)
+    base = next((cwd / "runs" / "cache").glob("toy-base-0"))
+    tokenizer = bstar.load_tokenizer(base)
+    for method in ("rest-em", "iterative-rft", "online-rft"):
+        cfg = bstar.parse_config([*TINY, "--method", method, "--num-iters", "4"])
+        policy = bstar.load_policy(cfg, base)
+        optimizer = bstar.adamw(policy, 1e-3)
+        bstar.accumulate(policy, random_batch(), 4096)
+        optimizer.step()
+        bstar.improve(policy, optimizer, [(Query("0", "Ida has 5 . Ida ?", "5"), "# 5")], str(base), tokenizer, lambda q: [1, 2], cfg, 3, 8)
+    assert calls["online-rft"][0] == range(8, 12) and calls["online-rft"][1] > 0
+    assert calls["iterative-rft"][0] == range(0, 4) and calls["iterative-rft"][1] == 0
+    assert calls["rest-em"][0] == range(0, 8 + 12) and calls["rest-em"][1] == 0
+    assert calls["iterative-rft"][2][-1] == pytest.approx(1e-4) and calls["online-rft"][2][-1] > 1e-4   # only the fresh one is at its end
+
+
+def test_nothing_selected_keeps_the_policy_and_goes_on(reference):
+    cwd, _ = reference
+    p = finished(cwd, "nothing", "--method", "online-rft", "--reward", "answer+oracle", "--tau", "1.99", "--max-tokens", "1")
+    assert p.stderr.count("no response was selected; the policy stays as it is") == 2
+    rows = metrics.read_jsonl(cwd / "nothing" / "metrics.jsonl")
+    assert [r.get("loss") for r in rows] == [None] * 3 and rows[2]["kept"] == 0
+
+
+def test_fixed_temperature_and_tau_need_no_balance(reference):
+    cwd, _ = reference
+    finished(cwd, "fixed", "--temperature", "0.7", "--tau", "0.2", "--num-iters", "1")
+    assert not (cwd / "fixed" / "ledger.jsonl").exists()
+    finished(cwd, "fixed_T", "--temperature", "0.7", "--num-iters", "1")
+    [d] = metrics.read_jsonl(cwd / "fixed_T" / "ledger.jsonl")
+    assert d["temperatures"] == [0.7] and len(d["taus"]) == 10
+
+
+def test_sample_keeps_chunks_and_does_not_draw_them_again(toy, tmp_path):
+    policy, tokenizer, splits, prompt, _ = toy
+    cfg, e = bstar.parse_config(TINY), engine(tokenizer)
+    job = Job("iter1.pool", splits.val[:10], 2, 1.0)
+    [first] = bstar.sample(e, policy, [job], prompt, dataclasses.replace(cfg, chunk=4), tmp_path, "x")
+    assert len(list(tmp_path.iterdir())) == 3
+    e.sample = None                                                                  # would raise if called again
+    [second] = bstar.sample(e, policy, [job], prompt, dataclasses.replace(cfg, chunk=4), tmp_path, "x")
+    assert first == second and [len(g) for g in second] == [2] * 10
