@@ -257,21 +257,39 @@ def read_jsonl(path: Path) -> list[dict]:
 
 
 def table(runs: Sequence[Path]) -> str:
-    """A Markdown table: each run's last iteration, and the best by validation pass@1 (chosen there, not on the test set)."""
-    lines = ["| run | iteration | val pass@1 | pass@1 | " + " | ".join(("pass@K", "pass@K-S", "reward@K-S", "distinct")) + " | T | tau |",
-             "|---|---|---|---|---|---|---|---|---|---|"]
+    """A Markdown table: each run's first, last and best iteration (best by validation pass@1, not by the test set), and the mean over seeds.
+
+    Runs whose config.json differs in the seed alone are one group: mean +- standard error of their first and last iterations and of the gain.
+    """
+    names = ["val/pass@1", "pass@1", "pass@K", "pass@K-S", "reward@K-S", "distinct", "sound@K", "false_reasoning", "temperature", "tau"]
+    lines = ["| run | iteration | " + " | ".join(names) + " |", "|---|---" + "|---" * len(names) + "|"]
+    groups: dict[str, list[list[dict]]] = {}
     for run in runs:
-        rows = read_jsonl(run / "metrics.jsonl")
+        rows = [_plain(r) for r in read_jsonl(run / "metrics.jsonl")]
         if not rows:
-            lines.append(f"| {run.name} | no metrics.jsonl yet | | | | | | | | |")
+            lines.append(f"| {run.name} | no metrics yet |" + " |" * len(names))
             continue
         best = max(rows, key=lambda r: r["val/pass@1"])
-        for label, r in (("last", rows[-1]), ("best", best)):
-            K, S = r["eval_samples"], r["S"]
-            cells = [r["val/pass@1"], r["pass@1"], r[f"pass@{K}"], r[f"pass@{K}-{S}"], r[f"reward@{K}-{S}"], r["distinct"]]
-            lines.append(f"| {run.name} | {r['iter']} ({label}) | " + " | ".join(f"{x:.1f}" if x > 1 else f"{x:.3f}" for x in cells)
-                         + f" | {r.get('temperature', '')} | {r.get('tau', '')} |")
+        for label, r in (("first", rows[0]), ("last", rows[-1]), ("best", best)):
+            lines.append(f"| {run.name} | {r['iter']} ({label}) | " + " | ".join(_cell(r.get(n)) for n in names) + " |")
+        config = {k: v for k, v in json.loads((run / "config.json").read_text()).items() if k != "seed"}
+        groups.setdefault(json.dumps(config, sort_keys=True), []).append([rows[0], rows[-1]])
+    for ends in [g for g in groups.values() if len(g) > 1]:
+        for label, pick in (("first", lambda e, n: e[0][n]), ("last", lambda e, n: e[1][n]), ("gain", lambda e, n: e[1][n] - e[0][n])):
+            shared = [n for n in names if all(e[0].get(n) is not None and e[1].get(n) is not None for e in ends)]
+            values = {n: np.array([pick(e, n) for e in ends]) for n in shared}
+            cells = [f"{_cell(v.mean())} +- {_cell(v.std(ddof=1) / len(v) ** 0.5)}" if (v := values.get(n)) is not None else "" for n in names]
+            lines.append(f"| mean of {len(ends)} seeds | {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _plain(row: dict) -> dict:
+    K, S = row["eval_samples"], row["S"]                     # pass@32-4 -> pass@K-S, so that runs share columns
+    return {k.replace(f"@{K}-{S}", "@K-S").replace(f"@{K}", "@K"): v for k, v in row.items()}
+
+
+def _cell(x: float | None) -> str:
+    return "" if x is None else f"{x:.3f}" if abs(x) < 1 else f"{x:.1f}"
 
 
 def draw(run: Path) -> Path:
@@ -284,15 +302,15 @@ def draw(run: Path) -> Path:
     panels = [("accuracy, %", ["pass@1", f"pass@{K}", f"pass@{K}-{S}", f"reward@{K}-{S}", f"sound@{K}"]),
               ("share", ["distinct", "false_reasoning", "selected/false_reasoning"]),
               ("chosen for the iteration", ["temperature", "tau", "qe"])]
-    fig, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    fig, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
     for ax, (label, keys) in zip(axes, panels):
         for key in keys:
             points = [(i, r[key]) for i, r in zip(x, rows) if r.get(key) is not None]
             if points:
-                ax.plot(*zip(*points), marker="o", markersize=3, label=key)
+                ax.plot(*zip(*points), "--" if "reward" in key else "-", marker="o", markersize=3, label=key)
         ax.set(xlabel="iteration", ylabel=label, xticks=x)
         ax.grid(alpha=0.3)
-        ax.legend(fontsize=8)
+        ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=3, frameon=False)
     fig.suptitle(f"{run.name}: pass@1 {rows[0]['pass@1']:.1f} -> {rows[-1]['pass@1']:.1f} %")
     path = run / "figures" / "curves.png"
     path.parent.mkdir(exist_ok=True)

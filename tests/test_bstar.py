@@ -25,7 +25,7 @@ from data import Query, Sample, UserError
 ROOT = Path(bstar.__file__).parent
 TINY = ("--sft-epochs 12 --start-epoch 6 --num-iters 2 --steps-per-iter 4 --queries-per-iter 24 --K 4 --balance-queries 8 --temperatures 0.6:1.0:0.4 "
         "--eval-queries 10 --eval-samples 4 --S 2 --val-queries 10 --toy-queries 200 --toy-solutions 128 --toy-max-ops 2 --max-tokens 40 --chunk 10 "
-        "--batch-size 16").split()
+        "--batch-size 16 --taus=-1:1:0.1").split()
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +310,7 @@ def test_a_run_leaves_what_the_design_says(reference):
     rows, ledger = metrics.read_jsonl(run / "metrics.jsonl"), metrics.read_jsonl(run / "ledger.jsonl")
     assert [r["iter"] for r in rows] == [0, 1, 2] and [d["iter"] for d in ledger] == [1, 2]
     for d in ledger:
-        assert np.array(d["surface"]).shape == (2, 10) and (d["temperature"], d["tau"]) == (rows[d["iter"]]["temperature"], rows[d["iter"]]["tau"])
+        assert np.array(d["surface"]).shape == (2, 21) and (d["temperature"], d["tau"]) == (rows[d["iter"]]["temperature"], rows[d["iter"]]["tau"])
     assert (run / "figures" / "curves.png").stat().st_size > 10_000 and not (run / "parts").exists()
     assert bstar.load_policy(Config(), run / "policy").num_parameters() > 0
     best = max(rows, key=lambda r: r["val/pass@1"])["iter"]
@@ -352,30 +352,49 @@ def start(cwd, *flags):
                             stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1", "BSTAR_TEST_KILL": ""})
 
 
-PHASES = {"balance": "parts/iter2.T0.6.0.jsonl.gz", "sample": "parts/iter1.pool.0.jsonl.gz", "train": "samples/iter_1.jsonl.gz",
-          "save": "checkpoints/.iter_1.tmp", "evaluate": "checkpoints/iter_2", "between": "metrics.jsonl"}
+PHASES = ["parts/iter0.val.*", "parts/iter1.T0.6.*", "parts/iter1.pool.*", "samples/iter_1.jsonl.gz", "checkpoints/.iter_1.tmp/*",
+          "checkpoints/iter_1", "parts/iter2.T1.*", "checkpoints/iter_2", "figures/*"]             # in the order in which they appear
 
 
 @pytest.mark.slow
 def test_kill_9_in_every_phase_then_the_same_command_ends_in_the_same_bits(reference, tmp_path):
-    """One run is killed in each phase in turn, as soon as the phase's first file appears and a random moment later."""
+    """One run is killed in evaluation, balance, sampling, training, in mid-save and after, each time a random moment after the phase's first file."""
     run, killed = tmp_path / "run", []
-    for phase, sign in PHASES.items():
-        for attempt in range(2):
-            p = start(tmp_path)
-            while p.poll() is None and not (run / sign).exists():
-                time.sleep(0.002)
-            time.sleep(random.random() * (0.02 if phase == "save" else 0.3) * attempt)
-            if p.poll() is None:
-                p.send_signal(signal.SIGKILL)
-                killed.append(phase)
-            p.wait()
-            if phase == "train" and attempt:
-                shutil.rmtree(run / "checkpoints", ignore_errors=True)              # and a lost checkpoint: it steps back
+    for sign in PHASES:
+        p = start(tmp_path)
+        while p.poll() is None and not list(run.glob(sign)):
+            time.sleep(0.001)
+        time.sleep(random.random() * (0.01 if "tmp" in sign else 0.2))
+        if p.poll() is None:
+            p.send_signal(signal.SIGKILL)
+            killed.append(sign)
+        p.wait()
     assert len(killed) >= 6, killed
+    newest = max((run / "checkpoints").glob("iter_*"))
+    with open(newest / "model.safetensors", "r+b") as f:
+        f.truncate(1000)                                                            # and one broken checkpoint: it steps back
+    (run / "metrics.jsonl").write_text("".join((run / "metrics.jsonl").read_text().splitlines(True)[:3]))
     finished(tmp_path, "run")
     for name in ("metrics.jsonl", "ledger.jsonl", "samples/iter_1.jsonl.gz", "samples/iter_2.jsonl.gz"):
         assert (run / name).read_bytes() == (reference[0] / "run" / name).read_bytes(), (name, killed)
+
+
+@pytest.mark.slow
+def test_a_broken_checkpoint_is_told_and_the_one_before_it_used(reference, tmp_path):
+    shutil.copytree(reference[0] / "run", tmp_path / "run", symlinks=True)
+    shutil.copytree(reference[0] / "runs", tmp_path / "runs", symlinks=True)
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines(True)
+    (tmp_path / "run" / "checkpoints" / "iter_2" / "trainer.pt").unlink()
+    finished(tmp_path, "run", "--num-iters", "2")                                   # complete by its metrics: nothing to do
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(rows[:2]))              # as after a kill in evaluation 2
+    finished(tmp_path, "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == "".join(rows)
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(rows[:2]))
+    for i in (1, 2):
+        (tmp_path / "run" / "checkpoints" / f"iter_{i}" / "complete.json").write_text("{")
+    p = finished(tmp_path, "run")
+    assert "iter_1 is missing or broken: going on from" in p.stderr
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == "".join(rows)
 
 
 def test_two_processes_on_one_folder(tmp_path):
@@ -439,7 +458,7 @@ def test_fixed_temperature_and_tau_need_no_balance(reference):
     assert not (cwd / "fixed" / "ledger.jsonl").exists()
     finished(cwd, "fixed_T", "--temperature", "0.7", "--num-iters", "1")
     [d] = metrics.read_jsonl(cwd / "fixed_T" / "ledger.jsonl")
-    assert d["temperatures"] == [0.7] and len(d["taus"]) == 10
+    assert d["temperatures"] == [0.7] and len(d["taus"]) == 21
 
 
 def test_sample_keeps_chunks_and_does_not_draw_them_again(toy, tmp_path):

@@ -1,0 +1,44 @@
+"""The README is code too: its commands, its example, its fork."""
+import doctest
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_first_screen_has_exactly_the_two_one_liners():
+    block = re.search(r"```sh\n(.*?)```", README, re.S)[1].strip().splitlines()
+    assert block == ["pip install -r requirements-cpu.txt && python bstar.py", "pip install -r requirements-cpu.txt && python -m pytest"]
+    assert "`pip install -r requirements.txt && python bstar.py --task math`" in README
+
+
+def test_the_worked_example_is_right():
+    result = doctest.testfile(str(ROOT / "README.md"), module_relative=False)
+    assert result.attempted >= 4 and result.failed == 0
+
+
+def test_the_fork_of_under_25_lines_runs(tmp_path):
+    code = re.search(r"```python\n(# parity\.py.*?)```", README, re.S)[1]
+    assert len(code.strip().splitlines()) < 25
+    (tmp_path / "parity.py").write_text(code)
+    tiny = ("--task parity --sft-epochs 2 --start-epoch 1 --num-iters 1 --steps-per-iter 3 --queries-per-iter 30 --K 4 --balance-queries 5 "
+            "--temperatures 0.6:1.0:0.4 --eval-queries 5 --eval-samples 4 --out run").split()
+    p = subprocess.run([sys.executable, "parity.py", *tiny], cwd=tmp_path, capture_output=True, text=True,
+                       env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    assert p.returncode == 0 and "iter 1/1 | T " in p.stdout, p.stderr
+
+
+def test_every_log_key_is_explained():
+    import bstar
+    from data import Query, Sample
+    group = [Sample("Cid = Ida * 7 = 5 * 7 = 5 ; # 5", "stop")] * 4
+    bstar.score([Query("0", "Ida has 5 . Cid has 7 times Ida . Cid ?", "5")], [group], bstar.parse_config([]))
+    row = {**bstar.metrics_of([group[:1]], [group], 4, 2), **bstar.pool_metrics([], [group], [group[:1]], 0.0, 1)}
+    keys = {k.replace("@4-2", "@K-S").replace("@4", "@K") for k in row} | {"iter", "loss", "grad_norm", "temperature", "tau", "val/pass@1"}
+    table = README[README.index("## Log keys"):README.index("## Paper, official code")]
+    missing = {k for k in keys if f"`{k}`" not in table and f"`{k.split('/')[0]}/...`" not in table}
+    assert not missing
