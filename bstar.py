@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import fcntl
+import functools
 import gzip
 import hashlib
 import io
@@ -31,7 +32,7 @@ import time
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple, NoReturn, Sequence
@@ -92,7 +93,7 @@ class Config:
     sample_budget: int = 65536             # tokens held at once by the transformers engine
     chunk: int = 1000                      # queries sampled between two saves
     gradient_checkpointing: bool = False   # less memory, about a third more time
-    gpu_memory: float = 0.9                # share of the GPU for vLLM while it is awake
+    gpu_memory: float = 0.0                # share of the GPU for vLLM while it is awake; 0 = what the trainer leaves
     # evaluation
     eval_queries: int = 0                  # test queries; 0 = all
     eval_samples: int = 32                 # K of the reported pass@K-S and reward@K-S, drawn at T = 1
@@ -118,8 +119,8 @@ PRESETS = {
     "toy": dict(reward="answer+oracle", sft_epochs=48, start_epoch=16, sft_lr=3e-3, num_iters=6, queries_per_iter=6000, K=8, steps_per_iter=120,
                 batch_size=64, lr=1e-3, lr_end=1e-4, balance_queries=150, max_tokens=64, max_length=160, eval_queries=200, val_queries=200,
                 token_budget=4096),
-    "gsm8k": dict(model="mistralai/Mistral-7B-v0.1", max_tokens=512, gradient_checkpointing=True),
-    "math": dict(model="mistralai/Mistral-7B-v0.1", gradient_checkpointing=True),
+    "gsm8k": dict(model="mistralai/Mistral-7B-v0.1", max_tokens=512, gradient_checkpointing=True, token_budget=8192),
+    "math": dict(model="mistralai/Mistral-7B-v0.1", gradient_checkpointing=True, token_budget=8192),
 }
 
 
@@ -150,8 +151,8 @@ def grid(name: str, spec: str) -> list[float]:
         low, high, step = map(Decimal, spec.split(":"))
         if step <= 0 or low > high:
             raise ValueError
-        return [float(low + i * step) for i in range(int((high - low) / step) + 1)]
-    except (ValueError, InvalidOperation):
+        return [float(low + i * step) for i in range(min(int((high - low) / step), 10_000) + 1)]
+    except (ValueError, ArithmeticError):
         raise UserError(f"--{name} {spec}: expected FROM:TO:STEP with FROM <= TO and STEP > 0, e.g. 0.5:1.2:0.1") from None
 
 
@@ -167,6 +168,7 @@ def parse_config(argv: Sequence[str] | None = None) -> Config:
     """
     p = _Parser(prog="bstar.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
                 argument_default=argparse.SUPPRESS)
+    p._negative_number_matcher = re.compile(r"-\.?\d")   # argparse's private rule of what is a value and no flag: --taus -1:1:0.1 is one
     notes = dict(re.findall(r"^    (\w+): .*?# (.*)$", Path(__file__).read_text(encoding="utf-8"), re.M))
     for f in dataclasses.fields(Config):
         flag, text = "--" + f.name.replace("_", "-"), f"{notes.get(f.name, '')} (default {f.default!r})".replace("%", "%%")
@@ -199,23 +201,28 @@ def check(cfg: Config) -> None:
         raise UserError(f"--reward answer+oracle: only the toy's steps can be checked exactly, not those of --task {cfg.task}")
     for name, low in dict(num_iters=1, K=1, S=1, steps_per_iter=1, batch_size=1, eval_samples=1, sft_epochs=0, start_epoch=0, max_tokens=1,
                           balance_queries=1, queries_per_iter=0, eval_queries=0, val_queries=1, chunk=1, token_budget=1, sample_budget=1,
-                          toy_max_ops=2, toy_queries=10, toy_solutions=1, seed=0).items():
+                          toy_max_ops=2, toy_queries=10, toy_solutions=1, max_length=2).items():
         if getattr(cfg, name) < low:
             raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: expected at least {low}")
-    for name in ("lr", "sft_lr", "clip"):
-        if not 0 < getattr(cfg, name) < math.inf:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: expected a number above 0")
-    if cfg.eval_samples < cfg.S:
-        raise UserError(f"--S {cfg.S}: pass@K-S needs S <= K, but --eval-samples is {cfg.eval_samples}")
+    for name, low, high in (("lr", 1e-12, 1e3), ("sft_lr", 1e-12, 1e3), ("clip", 1e-12, math.inf), ("lr_end", 0, 1e3), ("warmup", 0, 1),
+                            ("gpu_memory", 0, 1), ("seed", 0, 2**31)):
+        if not low <= getattr(cfg, name) <= high:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: expected a number from {low:g} to {high:g}")
+    for flag, k in (("eval-samples", cfg.eval_samples), ("K", cfg.K)):
+        if k < cfg.S:
+            raise UserError(f"--S {cfg.S}: pass@K-S needs S <= K, but --{flag} is {k}")
     if cfg.toy_max_ops >= len(data.NAMES):
         raise UserError(f"--toy-max-ops {cfg.toy_max_ops}: the toy has names for at most {len(data.NAMES) - 1}")
-    if not all(0 < T < math.inf for T in cfg.temperature_grid):
-        raise UserError(f"--temperature(s) {cfg.temperature or cfg.temperatures}: expected numbers above 0 (greedy decoding would draw K equal samples)")
+    if not all(0.01 <= T <= 100 for T in cfg.temperature_grid):
+        given = cfg.temperatures if cfg.temperature is None else cfg.temperature
+        raise UserError(f"--temperature(s) {given}: expected 0.01 to 100 (greedy decoding would draw K equal samples)")
     top = rewards.REWARDS[cfg.reward][1]
     if not min(cfg.tau_grid) < top:
         raise UserError(f"--tau {min(cfg.tau_grid)}: no reward is above {top:g} with --reward {cfg.reward}, so nothing would ever be selected")
     if cfg.start_epoch > cfg.sft_epochs:
         raise UserError(f"--start-epoch {cfg.start_epoch}: expected at most --sft-epochs {cfg.sft_epochs}")
+    if cfg.method == "sft" and (cfg.start_epoch == 0 or cfg.sft_epochs % cfg.start_epoch):
+        raise UserError(f"--method sft: expected --sft-epochs (now {cfg.sft_epochs}) to be a multiple of --start-epoch (now {cfg.start_epoch})")
     if cfg.start_epoch == 0 and cfg.task == "toy":
         raise UserError("--start-epoch 0: the toy's base model is random, it needs SFT first")
 
@@ -257,7 +264,10 @@ def open_run(cfg: Config) -> Path:
     open_run.locks = [*getattr(open_run, "locks", []), lock]        # held until the process ends
     mine = {k: v for k, v in dataclasses.asdict(cfg).items() if k != "out"}
     if (out / "config.json").exists():
-        theirs = json.loads((out / "config.json").read_text())
+        try:
+            theirs = json.loads((out / "config.json").read_text())
+        except ValueError:
+            raise UserError(f"--out {out}: its config.json is broken; choose another --out") from None
         differing = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
         if differing:
             said = ", ".join(f"{k} {theirs.get(k)!r} -> {mine.get(k)!r}" for k in differing)
@@ -278,7 +288,7 @@ def clock(out: Path, t: int, phase: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     with open(out / "times.jsonl", "a", encoding="utf-8") as f:
-        f.write(json.dumps({"iter": t, "phase": phase, "seconds": round(time.perf_counter() - start, 3)}) + "\n")
+        f.write("\n" + json.dumps({"iter": t, "phase": phase, "seconds": round(time.perf_counter() - start, 3)}) + "\n")   # after a torn line, too
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -290,17 +300,20 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_policy(cfg: Config, model: str | Path):
-    """The policy in float32 (plain bf16 weights lose most updates at lr 5e-6 to rounding), on the device."""
+def load_policy(cfg: Config, model: str | Path, where: str = ""):
+    """The policy in float32 (plain bf16 weights lose most updates at lr 5e-6 to rounding), on the device or `where`."""
     import torch
     import transformers
     try:
         policy = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    except (OSError, ValueError) as e:
+    except Exception as e:                         # missing, truncated, of an unknown kind: a dozen exception types, one way out
         raise UserError(f"--model {model}: {hub_reason(e)}") from None
+    for scaled in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
+        if getattr(policy.config, scaled, None) not in (None, 1.0):
+            raise UserError(f"--model {model}: its head has {scaled}, which the loss here leaves out; take a Llama, Mistral or Qwen")
     if cfg.gradient_checkpointing:
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return policy.to(device())
+    return policy.to(where or device())
 
 
 def hub_reason(e: Exception) -> str:
@@ -321,9 +334,12 @@ def load_tokenizer(model: str | Path):
     """The tokenizer of a model folder or hub name; raises UserError where there is none."""
     import transformers
     try:
-        return transformers.AutoTokenizer.from_pretrained(model)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as e:
         raise UserError(f"--model {model}: {hub_reason(e)}") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"--model {model}: its tokenizer has no end-of-text token, so no response could end")
+    return tokenizer
 
 
 def adamw(policy, lr: float):
@@ -340,8 +356,9 @@ def save_checkpoint(folder: Path, policy, tokenizer, optimizer, log: dict) -> No
     policy.save_pretrained(tmp)
     tokenizer.save_pretrained(tmp)
     torch.save({"optimizer": optimizer and optimizer.state_dict(), "log": log}, tmp / "trainer.pt")
-    sizes = {f.name: f.stat().st_size for f in tmp.iterdir()}
-    for f in tmp.iterdir():
+    files = [f for f in tmp.rglob("*") if f.is_file()]
+    sizes = {str(f.relative_to(tmp)): f.stat().st_size for f in files}
+    for f in files:
         with open(f, "rb") as handle:
             os.fsync(handle.fileno())
     write(tmp / "complete.json", json.dumps(sizes).encode())
@@ -367,17 +384,18 @@ def load_trainer(folder: Path, optimizer=None) -> dict:
     return saved["log"]
 
 
-def prune(out: Path, t: int, best: int) -> None:
+def prune(out: Path, starts: Sequence[Path | str], t: int, best: int) -> None:
     """Keeps the last two checkpoints and the best; policy and best are links to the newest and to the best on validation."""
     folder = out / "checkpoints"
     for old in folder.glob("iter_*"):
         if int(old.name[5:]) not in (t, t - 1, best):
             shutil.rmtree(old)
     for name, i in (("policy", t), ("best", best)):
-        if (folder / f"iter_{i}").exists():                                        # iteration 0 is the SFT checkpoint in runs/cache
+        target = folder / f"iter_{i}" if (folder / f"iter_{i}").exists() else Path(starts[min(i, len(starts) - 1)])
+        if target.exists():                        # not where the start is a model on the hub
             link = out / f".{name}.tmp"
             link.unlink(missing_ok=True)
-            link.symlink_to(f"checkpoints/iter_{i}")
+            link.symlink_to(os.path.relpath(target, out))
             os.replace(link, out / name)
 
 
@@ -403,7 +421,7 @@ def fits(cfg: Config) -> None:
     import torch
     gpu = torch.cuda.is_available()
     have = torch.cuda.get_device_properties(0).total_memory if gpu else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if 16 * n > have:
+    if 16 * n > have or not gpu and n > 2e9 and cfg.engine != "hf":
         raise UserError(f"--model {cfg.model}: training {n / 1e9:.2g}B parameters needs {16 * n / 2**30:.0f} GiB (float32 weights, gradients, AdamW); this "
                         f"machine has {have / 2**30:.0f} GiB{' on its GPU' if gpu else ' and no GPU'}: take a larger GPU, or a smaller --model "
                         f"(up to {have / 16e9:.1g}B){'' if gpu else ' with --engine hf'}")
@@ -456,7 +474,7 @@ class HFEngine:
         tokens = torch.full((len(prompts) * n, max_tokens), self.stop_ids[0], device=dev)                       # (B n, max_tokens)
         stops, live, cache = torch.tensor(self.stop_ids, device=dev), torch.arange(len(tokens), device=dev), DynamicCache(config=self.policy.config)
         generator = torch.Generator(dev).manual_seed(seed)
-        with torch.inference_mode(), autocast():
+        with torch.inference_mode(), autocast(cache=True):
             hidden = inner(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), past_key_values=cache,
                            use_cache=True).last_hidden_state[:, -1].repeat_interleave(n, 0)
             cache.batch_repeat_interleave(n)
@@ -617,10 +635,10 @@ def check_canary(engine: VLLMEngine, policy, prompts: list[list[int]], seed: int
     return mean
 
 
-def autocast():
-    """bf16 arithmetic over float32 weights on a GPU; nothing on a CPU."""
+def autocast(cache: bool = False):
+    """bf16 arithmetic over float32 weights on a GPU; nothing on a CPU. Its cache is a second copy of the model: only worth it in sampling."""
     import torch
-    return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_available())
+    return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_available(), cache_enabled=cache)
 
 
 def stop_ids(tokenizer, model: str | Path) -> list[int]:
@@ -634,13 +652,26 @@ def stop_ids(tokenizer, model: str | Path) -> list[int]:
     return list(dict.fromkeys([tokenizer.eos_token_id, *more]))
 
 
+def gpu_share(model: str | Path) -> float:
+    """What the trainer leaves of the GPU while vLLM is awake: float32 weights and AdamW's moments (12 bytes a parameter) and 8 GiB stay."""
+    import torch
+    n, total = n_parameters(str(model)), torch.cuda.get_device_properties(0).total_memory if device() == "cuda" else 0
+    if not total or n is None:
+        return 0.4
+    share = (total - 12 * n - 2**33) / total
+    if share * total < 2.5 * n:
+        raise UserError(f"--model {model}: beside {12 * n / 2**30:.0f} GiB of weights and optimizer vLLM has no room on a GPU of {total / 2**30:.0f} GiB; "
+                        "take a larger GPU, a smaller --model, or --engine hf")
+    return round(share, 3)
+
+
 def make_engine(cfg: Config, tokenizer, model: str | Path):
     """The sampler. vLLM is built before the trainer takes memory, and put to sleep at once   [README, "vLLM and the swap"]"""
     stops = stop_ids(tokenizer, model)
     if pick_engine(cfg) == "hf":
         return HFEngine(tokenizer, stops, cfg.sample_budget)
     return VLLMEngine(model, tokenizer, dtype="bfloat16" if device() == "cuda" else "float32", seed=cfg.seed, stop_ids=stops,
-                      max_model_len=cfg.max_length + cfg.max_tokens, gpu_memory=cfg.gpu_memory)
+                      max_model_len=cfg.max_length + cfg.max_tokens, gpu_memory=cfg.gpu_memory or gpu_share(model))
 
 
 def pick_engine(cfg: Config) -> str:
@@ -668,6 +699,8 @@ def sample(engine, policy, jobs: Sequence[Job], prompt: Callable[[Query], list[i
 
     returns  for each job, for each of its queries, n Samples (text and finish_reason)
     """
+    if not jobs:
+        return []
     bar = data.progress(sum(len(j.queries) * j.n for j in jobs), desc)
     engine.wake(policy)
     if isinstance(engine, VLLMEngine):             # it holds a copy of the weights, and a copy can be stale
@@ -691,18 +724,23 @@ def sample(engine, policy, jobs: Sequence[Job], prompt: Callable[[Query], list[i
     return results
 
 
-def score(queries: Sequence[Query], groups: Sequence[Sequence[Sample]], cfg: Config) -> None:
+def score(queries: Sequence[Query], groups: Sequence[Sequence[Sample]], cfg: Config, desc: str = "score") -> None:
     """Fills pred, correct, sound, steps, r_prm and reward of every sample (Eq. 1); a cut-off response keeps r = -inf.   [Sec. 2.3]"""
     flat = [(q, s) for q, g in zip(queries, groups, strict=True) for s in g]
-    correct = rewards.grade([s.response for _, s in flat], [q.gold for q, _ in flat], cfg.task)
-    steps = rewards.step_scores([q.text for q, _ in flat], [s.response for _, s in flat], cfg.reward)
-    for (q, s), ok, p in zip(flat, correct, steps, strict=True):
-        s.pred, s.correct, s.steps = rewards.extract_answer(s.response, cfg.task), ok, p
-        s.r_prm = rewards.r_prm(p) if p else None
-        if cfg.task == "toy":
-            s.sound = ok and all(data.check_toy(q.text, s.response))
-        if s.finish_reason == "stop":
-            s.reward = rewards.combine(ok, p)
+    bar = data.progress(len(flat), desc)
+    for k in range(0, len(flat), 10_000):
+        part = flat[k:k + 10_000]
+        correct = rewards.grade([s.response for _, s in part], [q.gold for q, _ in part], cfg.task)
+        steps = rewards.step_scores([q.text for q, _ in part], [s.response for _, s in part], cfg.reward)
+        for (q, s), ok, p in zip(part, correct, steps, strict=True):
+            s.pred, s.correct, s.steps = rewards.extract_answer(s.response, cfg.task), ok, p
+            s.r_prm = rewards.r_prm(p) if p else None
+            if cfg.task == "toy":
+                s.sound = ok and all(data.check_toy(q.text, s.response))
+            if s.finish_reason == "stop":
+                s.reward = rewards.combine(ok, p)
+        bar.update(len(part))
+    bar.close()
 
 
 def select(groups: Sequence[Sequence[Sample]], tau: float, N: int, seed: int) -> list[list[Sample]]:
@@ -718,7 +756,7 @@ def select(groups: Sequence[Sequence[Sample]], tau: float, N: int, seed: int) ->
     """
     ranked = []
     for g in groups:
-        fresh = [s for s, again in zip(g, metrics.duplicates([s.response for s in g])) if not again and s.reward > tau]
+        fresh = [s for s, again in zip(g, repeats(g)) if not again and s.reward > tau]
         ranked.append(sorted(fresh, key=lambda s: -s.reward))                      # stable: equal rewards stay in the order drawn
     kept: list[list[Sample]] = [[] for _ in groups]
     left, rng = N, random.Random(seed)
@@ -735,7 +773,14 @@ def select(groups: Sequence[Sequence[Sample]], tau: float, N: int, seed: int) ->
 def as_arrays(groups: Sequence[Sequence[Sample]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """reward (Q, K) float, correct (Q, K) bool, duplicate (Q, K) bool: what the metrics and the balancer need of the samples."""
     return (np.array([[s.reward for s in g] for g in groups]), np.array([[s.correct for s in g] for g in groups]),
-            np.array([metrics.duplicates([s.response for s in g]) for g in groups]))
+            np.array([repeats(g) for g in groups]))
+
+
+def repeats(group: Sequence[Sample]) -> list[bool]:
+    """Does another sample of the query say the same, at a reward at least as high?  One of each text stays, the best-rewarded, first drawn."""
+    order = sorted(range(len(group)), key=lambda i: -group[i].reward)
+    again = dict(zip(order, metrics.duplicates([group[i].response for i in order])))
+    return [again[i] for i in range(len(group))]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -802,6 +847,8 @@ def train(policy, optimizer, examples: list[tuple[list[int], int]], steps: range
             group["lr"] = rate(step)
         losses.append(accumulate(policy, batch, cfg.token_budget))
         norms.append(torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip).item())
+        if not math.isfinite(norms[-1]):
+            raise UserError(f"{desc}: the gradient is not finite at step {step}; the last checkpoint is kept, lower --lr and --sft-lr")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         bar.update()
@@ -829,28 +876,16 @@ def drop_long_prompts(splits: Splits, prompt: Callable[[Query], list[int]], cfg:
             raise UserError(f"--max-length {cfg.max_length}: no prompt of the {name} set fits")
 
 
-def digest(value: str) -> str:
-    """What a setting stands for: a file's content, a folder's files, else the text itself."""
-    path = Path(value or "-")
-    if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    return repr(sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in path.iterdir())) if path.is_dir() else value
-
-
-def cache_key(cfg: Config, names: Sequence[str]) -> str:
-    """A short name for what these settings and these files make, shared by all runs under runs/cache/."""
-    values = [[digest(part) for part in str(getattr(cfg, n)).split(",")] for n in names]
-    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
-
-
 def base_model(cfg: Config) -> str:
     """The base model: --model, or the toy's, made on the spot."""
     if cfg.model:
         return cfg.model
     folder = Path("runs/cache") / f"toy-base-{cfg.seed}"
     with one_at_a_time(folder):
-        if not (folder / "tokenizer.json").exists():                               # written last
-            data.make_toy_model(folder, cfg.seed)
+        if not folder.exists():
+            tmp = folder.with_name(f".{folder.name}.tmp")
+            data.make_toy_model(tmp, cfg.seed)
+            os.replace(tmp, folder)
     return str(folder)
 
 
@@ -863,39 +898,31 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
         yield
 
 
-SFT_KEYS = ("task model seed train_file test_file chat val_queries toy_max_ops toy_queries toy_solutions sft_epochs start_epoch sft_lr "
-            "batch_size lr_end warmup clip max_length token_budget gradient_checkpointing").split()
-
-
-def sft(cfg: Config, base: str, splits: Splits, tokenizer, prompt: Callable[[Query], list[int]], stages: int) -> list[Path]:
+def sft(cfg: Config, base: str, examples: list[tuple[list[int], int]], tokenizer, stages: int) -> list[Path]:
     """Fine-tunes base on the human solutions, one cosine over sft_epochs, and keeps every start_epoch-th epoch   [App. A; Eq. 3]
 
-    Cached by its settings: methods and rewards share it. returns the first `stages` checkpoints; [0] is iteration 0's policy
+    Cached under what it is made of (settings, base, examples), so methods and rewards share it.
+    returns the first `stages` checkpoints; [0] is iteration 0's policy
     """
-    folder = Path("runs/cache") / f"sft-{cfg.task}-{cache_key(cfg, SFT_KEYS)}"
+    if not examples:
+        raise UserError("no human solutions to fine-tune on; --start-epoch 0 starts from the model as it is")
+    parts = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(Path(base).iterdir())] if Path(base).is_dir() else []
+    made_of = (base, parts, examples, [getattr(cfg, n) for n in "seed sft_epochs start_epoch sft_lr lr_end warmup clip batch_size token_budget".split()])
+    folder = Path("runs/cache") / f"sft-{cfg.task}-{hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]}"
     paths = [folder / f"epoch_{(i + 1) * cfg.start_epoch}" for i in range(stages)]
+    per_stage = cfg.start_epoch * math.ceil(len(examples) / cfg.batch_size)
+    rate = lambda s: cosine(s, per_stage * cfg.sft_epochs // cfg.start_epoch, cfg.sft_lr, cfg.lr_end, cfg.warmup)
     with one_at_a_time(folder):
         first = next((i for i, p in enumerate(paths) if not is_complete(p)), stages)
         if first < stages:
-            sft_stages(cfg, base, paths, first, splits, tokenizer, prompt)
+            policy = load_policy(cfg, paths[first - 1] if first else base)
+            optimizer = adamw(policy, cfg.sft_lr)
+            if first:
+                load_trainer(paths[first - 1], optimizer)
+        for i in range(first, stages):
+            log = train(policy, optimizer, examples, range(i * per_stage, (i + 1) * per_stage), rate, cfg, seed_of(cfg.seed, "sft", i), f"SFT to {paths[i].name}")
+            save_checkpoint(paths[i], policy, tokenizer, optimizer, log)
     return paths
-
-
-def sft_stages(cfg: Config, base: str, paths: list[Path], first: int, splits: Splits, tokenizer, prompt) -> None:
-    """Trains and saves the checkpoints that are missing, from the last one that is there."""
-    examples = encode([(q, q.solution) for q in splits.train if q.solution], prompt, tokenizer, cfg, "human solutions")
-    if not examples:
-        raise UserError("no human solutions to fine-tune on; --start-epoch 0 starts from the model as it is")
-    per_stage = cfg.start_epoch * math.ceil(len(examples) / cfg.batch_size)
-    horizon = per_stage * cfg.sft_epochs // cfg.start_epoch
-    policy = load_policy(cfg, paths[first - 1] if first else base)
-    optimizer = adamw(policy, cfg.sft_lr)
-    if first:
-        load_trainer(paths[first - 1], optimizer)
-    for i in range(first, len(paths)):
-        log = train(policy, optimizer, examples, range(i * per_stage, (i + 1) * per_stage),
-                    lambda s: cosine(s, horizon, cfg.sft_lr, cfg.lr_end, cfg.warmup), cfg, seed_of(cfg.seed, "sft", i), f"SFT to {paths[i].name}")
-        save_checkpoint(paths[i], policy, tokenizer, optimizer, log)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -956,7 +983,7 @@ def balance(engine, policy, queries: list[Query], n_star: int, prompt, cfg: Conf
 
     returns  the ledger's line (see metrics.decide) and the subset's samples at the chosen T, which are on-policy and join the pool
     """
-    jobs = [Job(f"iter{t}.T{T:g}", queries, cfg.K, T) for T in cfg.temperature_grid]
+    jobs = [Job(f"iter{t}.T{T!r}", queries, cfg.K, T) for T in cfg.temperature_grid]
     by_T = sample(engine, policy, jobs, prompt, cfg, out / "parts", f"balance {t}")
     for groups in by_T:
         score(queries, groups, cfg)
@@ -990,8 +1017,7 @@ def improve(policy, optimizer, kept: list[tuple[Query, str]], base: str, tokeniz
         print(f"iteration {t}: no response was selected; the policy stays as it is", file=sys.stderr)
         return policy, optimizer, {"loss": None, "grad_norm": None}
     if method.from_base:                           # as many steps in all as a policy that was never set back has had
-        policy = optimizer = None
-        policy = load_policy(cfg, base)
+        policy.load_state_dict(load_policy(cfg, base, "cpu").state_dict())
     if optimizer is None or not method.inherit:
         optimizer = adamw(policy, cfg.lr)
     first = (t - 1) * cfg.steps_per_iter if method.inherit else 0
@@ -1000,7 +1026,7 @@ def improve(policy, optimizer, kept: list[tuple[Query, str]], base: str, tokeniz
     peak = cfg.sft_lr if method.from_base else cfg.lr
     log = train(policy, optimizer, examples, range(first, first + n_steps), lambda s: cosine(s, horizon, peak, cfg.lr_end, cfg.warmup), cfg,
                 seed_of(cfg.seed, t, "train"), f"train {t}")
-    return policy, optimizer, log
+    return policy, optimizer if method.inherit else None, log
 
 
 def pool_metrics(queries: list[Query], pool: list[list[Sample]], kept: list[list[Sample]], tau: float, n_star: int) -> dict:
@@ -1037,12 +1063,12 @@ def log_line(row: dict, num_iters: int, seconds: dict[str, float]) -> str:
     return " | ".join([*parts, " ".join(f"{k} {v:.0f}s" for k, v in seconds.items())])
 
 
-def report(out: Path, row: dict, cfg: Config) -> None:
+def report(out: Path, row: dict, starts: Sequence[Path | str], cfg: Config) -> None:
     """Writes an iteration's metrics (from here on it is done), prints its line, and clears what only a restart would have needed."""
     row = {"iter": row["iter"], "eval_samples": cfg.eval_samples, "S": cfg.S, **row}
+    rows = [r for r in metrics.read_jsonl(out / "metrics.jsonl") if r["iter"] < row["iter"]] + [row]
+    prune(out, starts, row["iter"], max(rows, key=lambda r: r["val/pass@1"])["iter"])
     put_line(out / "metrics.jsonl", row)
-    rows = metrics.read_jsonl(out / "metrics.jsonl")
-    prune(out, row["iter"], max(rows, key=lambda r: r["val/pass@1"])["iter"])
     shutil.rmtree(out / "parts", ignore_errors=True)
     seconds: dict[str, float] = {}
     for r in metrics.read_jsonl(out / "times.jsonl"):
@@ -1062,17 +1088,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = open_run(cfg)
     done = metrics.read_jsonl(out / "metrics.jsonl")
     if len(done) > total_iters(cfg):
+        shutil.rmtree(out / "parts", ignore_errors=True)
+        metrics.draw(out)
         return print(f"{out}: finished ({total_iters(cfg)} iterations); another --out or --seed starts a new run")
     hush()
     fits(cfg)
     splits, base, method = data.LOADERS[cfg.task](cfg), base_model(cfg), METHODS[cfg.method]
     tokenizer = load_tokenizer(base)
-    prompt = lambda q: data.prompt_ids(tokenizer, q, splits, use_chat(cfg, tokenizer))
+    chat = use_chat(cfg, tokenizer)
+    prompt = functools.cache(lambda q: data.prompt_ids(tokenizer, q, splits, chat))
     drop_long_prompts(splits, prompt, cfg)
     engine = make_engine(cfg, tokenizer, base)
-    starts = sft(cfg, base, splits, tokenizer, prompt, 1 if method.iterate else total_iters(cfg) + 1) if cfg.start_epoch else [base]
+    human = encode([(q, q.solution) for q in splits.train if q.solution], prompt, tokenizer, cfg, "human solutions")
+    starts = sft(cfg, base, human, tokenizer, 1 if method.iterate else total_iters(cfg) + 1) if cfg.start_epoch else [base]
     policy, optimizer, t, log = resume(cfg, out, starts, len(done))
-    start_steps = cfg.start_epoch * math.ceil(sum(bool(q.solution) for q in splits.train) / cfg.batch_size)
+    start_steps = cfg.start_epoch * math.ceil(len(human) / cfg.batch_size)
 
     while t <= total_iters(cfg):
         if log is None and t and method.iterate:
@@ -1087,7 +1117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             # -- sample: K responses to every other query
             with clock(out, t, "gen"):
                 rest = queries[len(pool):]
-                [more] = sample(engine, policy, [Job(f"iter{t}.pool", rest, cfg.K, T)], prompt, cfg, out / "parts", f"sample {t}")
+                jobs = [Job(f"iter{t}.pool", rest, cfg.K, T)] if rest else []
+                more = sum(sample(engine, policy, jobs, prompt, cfg, out / "parts", f"sample {t}"), [])
             # -- score and select: r > tau, unique, round-robin
             with clock(out, t, "score"):
                 score(rest, more, cfg)
@@ -1105,7 +1136,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # -- evaluate and write
         with clock(out, t, "eval"):
             row = {"iter": t, **(log or {}), **evaluate(engine, policy, splits, prompt, cfg, t, out / "parts")}
-        report(out, row, cfg)
+        report(out, row, starts, cfg)
         t, log = t + 1, None
 
     print(metrics.table([out]), f"\n{metrics.draw(out)}  {out}/metrics.jsonl  {out}/policy")
@@ -1125,7 +1156,7 @@ def resume(cfg: Config, out: Path, starts: Sequence[Path], n_done: int):
     if c == 0:
         return load_policy(cfg, starts[0]), None, min(n_done, 1), None
     policy = load_policy(cfg, folder(c))
-    optimizer = adamw(policy, cfg.lr)
+    optimizer = adamw(policy, cfg.lr) if METHODS[cfg.method].inherit else None
     log = load_trainer(folder(c), optimizer)
     return (policy, optimizer, c, log) if c == n_done else (policy, optimizer, c + 1, None)
 

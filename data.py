@@ -13,12 +13,12 @@ Where this file leaves the paper: see the README's table (what "the MATH split" 
 """
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import random
 import re
 import sys
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Iterable, Iterator
@@ -34,6 +34,11 @@ def run(main) -> None:
         main()
     except UserError as e:
         print(f"{Path(sys.argv[0]).name}: {e}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        print(f"{Path(sys.argv[0]).name}: {e.strerror}: {e.filename or 'while writing'}; what was complete is kept, the same command goes on", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
@@ -237,7 +242,10 @@ def read_rows(path: str) -> Iterator[tuple[str, dict]]:
         raise UserError(f"no such file: {path}")
     if p.suffix == ".parquet":
         import pyarrow.parquet
-        rows: Iterable = pyarrow.parquet.read_table(p).to_pylist()
+        try:
+            rows: Iterable = pyarrow.parquet.read_table(p).to_pylist()
+        except (OSError, ValueError) as e:
+            raise UserError(f"{path}: can't be read ({str(e).splitlines()[0]})") from None
     elif p.name.endswith((".jsonl", ".jsonl.gz", ".json.gz", ".json")):
         rows = _json_lines(p)
     else:
@@ -316,9 +324,9 @@ def math_row(where: str, row: dict) -> Query:
         text, answer = column(where, row, "question"), column(where, row, "answer")
         gold = answer.rpartition("####")[2] if "####" in answer else ""
         return Query(where.rpartition("/")[2], text.strip(), gold.strip().replace(",", ""), answer.strip())
-    text, solution = column(where, row, "problem"), row.get("solution") or ""
+    text, solution = column(where, row, "problem"), row["solution"] if isinstance(row.get("solution"), str) else ""
     gold = row["answer"] if isinstance(row.get("answer"), str) else last_boxed(column(where, row, "solution"))
-    return Query(row.get("unique_id") or where.rpartition("/")[2], text.strip(), (gold or "").strip(), solution.strip())
+    return Query(str(row.get("unique_id") or "") or where.rpartition("/")[2], text.strip(), (gold or "").strip(), solution.strip())
 
 
 def clean(queries: Iterable[Query], name: str, taken: set[str] = frozenset()) -> list[Query]:
@@ -326,18 +334,17 @@ def clean(queries: Iterable[Query], name: str, taken: set[str] = frozenset()) ->
 
     raises UserError  if nothing is left
     """
-    out, seen, dropped, total = [], set(), Counter(), 0
+    out, seen, dropped, total = [], set(), {}, 0
     for total, q in enumerate(queries, 1):
         key = " ".join(q.text.split())
         why = "without a gold answer" if not q.gold else "in another split" if key in taken else "twice" if key in seen else ""
         seen.add(key)
         if why:
-            dropped[why] += 1
-            dropped.setdefault(f"first {why}", q.id)
+            dropped.setdefault(why, []).append(q.id)
         else:
             out.append(q)
-    for why in [w for w in dropped if not w.startswith("first ")]:
-        print(f"{name}: {dropped[why]} of {total} rows {why} dropped (first: {dropped['first ' + why]})", file=sys.stderr)
+    for why, ids in dropped.items():
+        print(f"{name}: {len(ids)} of {total} rows {why} dropped (first: {ids[0]})", file=sys.stderr)
     if not out:
         raise UserError(f"{name}: none of its {total} rows can be used")
     return out
@@ -354,11 +361,17 @@ def _from_files(spec: str) -> list[Query]:
 
 def _test_sets(spec: str) -> dict[str, list[Query]]:
     """`a.jsonl,b.parquet` -> one test set a file, under the file's name without endings."""
-    return {Path(p).name.split(".")[0]: clean(_from_files(p), p) for p in spec.split(",")}
+    names = [Path(p).name.split(".")[0] for p in spec.split(",")]
+    for name in names:
+        if names.count(name) > 1 or name in ("train", "val", "pool", "selected"):
+            raise UserError(f"--test-file {spec}: a test set can't be called {name!r} (twice, or a word of the log); rename the file")
+    return {name: clean(_from_files(p), p) for name, p in zip(names, spec.split(","))}
 
 
 def hold_out(rows: list[Query], n: int, seed: str) -> tuple[list[Query], list[Query]]:
     """n queries drawn uniformly for validation, and the rest in their order. Never more than a fifth of what there is."""
+    if len(rows) < 5:
+        raise UserError(f"--train-file: {len(rows)} usable rows are too few to hold any out for validation")
     picked = set(random.Random(seed).sample(range(len(rows)), min(n, len(rows) // 5)))
     return [rows[i] for i in sorted(picked)], [q for i, q in enumerate(rows) if i not in picked]
 
@@ -393,9 +406,9 @@ def load_math(cfg) -> Splits:
         "gsm8k": clean((math_row(w, r) for w, r in hub_rows("openai/gsm8k", "main", "test")), "gsm8k test")}
     rows = clean(rows, "train", set().union(*map(texts, tests.values())))
     from_test = [q for q in rows if q.id.startswith("test/")]
-    val, _ = hold_out(from_test or rows, cfg.val_queries, "math val")
-    held = {q.id for q in val}
-    return Splits([q for q in rows if q.id not in held], val, tests, "Problem:\n{query}\n\nSolution:\n",
+    val, rest = hold_out(from_test or rows, cfg.val_queries, "math val")
+    train = rest + [q for q in rows if from_test and not q.id.startswith("test/")]
+    return Splits(train, val, tests, "Problem:\n{query}\n\nSolution:\n",
                   "{query}\nReason step by step, and put the final answer within \\boxed{{}}.")
 
 
@@ -439,5 +452,5 @@ def progress(total: int, desc: str):
     """A tqdm bar on stderr; without a terminal, a line every half minute."""
     from tqdm import tqdm
     tty = sys.stderr.isatty()
-    return tqdm(total=total, desc=desc, leave=False, file=sys.stderr, mininterval=0.2 if tty else 30, smoothing=0.05,
+    return tqdm(total=total, desc=desc, leave=not tty, file=sys.stderr, mininterval=0.2 if tty else 30, smoothing=0.05,
                 bar_format=None if tty else "{desc} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]\n")

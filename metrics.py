@@ -189,7 +189,7 @@ def sweep(reward, correct, duplicate, taus: Sequence[float]) -> tuple[np.ndarray
     reward, correct (Q, K); duplicate (Q, K) bool, an earlier sample of the query has the same text; taus (G,) rising
     returns  n_sel, n_correct (Q, G) int
     """
-    reward, taus = np.asarray(reward, dtype=float), np.asarray(taus, dtype=float)
+    reward, taus = np.nan_to_num(np.asarray(reward, dtype=float), nan=-np.inf, posinf=np.inf, neginf=-np.inf), np.asarray(taus, dtype=float)
     below = np.searchsorted(taus, reward, side="left")       # (Q, K) the number of taus < r
     n_sel, n_correct = (_counts_above(below, keep, len(taus)) for keep in (~np.asarray(duplicate, bool),
                                                                           ~np.asarray(duplicate, bool) & np.asarray(correct, bool)))
@@ -244,7 +244,7 @@ def decide(reward, correct, duplicate, temperatures: Sequence[float], taus: Sequ
 # A run's folder, read
 
 def read_jsonl(path: Path) -> list[dict]:
-    """The objects of a JSON-lines file; [] where it is missing. A torn last line (a kill in mid-write) is left out."""
+    """The objects of a JSON-lines file; [] where it is missing. A torn line (a kill in mid-write) is left out."""
     if not path.is_file():
         return []
     rows = []
@@ -252,16 +252,16 @@ def read_jsonl(path: Path) -> list[dict]:
         try:
             rows.append(json.loads(line))
         except ValueError:
-            break
+            continue
     return rows
 
 
 def table(runs: Sequence[Path]) -> str:
     """A Markdown table: each run's first, last and best iteration (best by validation pass@1, not by the test set), and the mean over seeds.
 
-    Runs whose config.json differs in the seed alone are one group: mean +- standard error of their first and last iterations and of the gain.
+    Runs whose config.json differs in the seed alone are one group: mean ± standard error of their first and last iterations and of the gain.
     """
-    names = ["val/pass@1", "pass@1", "pass@K", "pass@K-S", "reward@K-S", "distinct", "sound@K", "false_reasoning", "temperature", "tau"]
+    names = ["val/pass@1", "pass@1", "pass@K", "pass@K-S", "reward@K-S", "distinct", "sound@1", "sound@K", "false_reasoning", "temperature", "tau"]
     lines = ["| run | iteration | " + " | ".join(names) + " |", "|---|---" + "|---" * len(names) + "|"]
     groups: dict[str, list[list[dict]]] = {}
     for run in runs:
@@ -271,14 +271,14 @@ def table(runs: Sequence[Path]) -> str:
             continue
         best = max(rows, key=lambda r: r["val/pass@1"])
         for label, r in (("first", rows[0]), ("last", rows[-1]), ("best", best)):
-            lines.append(f"| {run.name} | {r['iter']} ({label}) | " + " | ".join(_cell(r.get(n)) for n in names) + " |")
+            lines.append(f"| {run.name} | {r['iter']} ({label}) | " + " | ".join(_cell(n, r.get(n)) for n in names) + " |")
         config = {k: v for k, v in json.loads((run / "config.json").read_text()).items() if k != "seed"}
         groups.setdefault(json.dumps(config, sort_keys=True), []).append([rows[0], rows[-1]])
     for ends in [g for g in groups.values() if len(g) > 1]:
         for label, pick in (("first", lambda e, n: e[0][n]), ("last", lambda e, n: e[1][n]), ("gain", lambda e, n: e[1][n] - e[0][n])):
             shared = [n for n in names if all(e[0].get(n) is not None and e[1].get(n) is not None for e in ends)]
             values = {n: np.array([pick(e, n) for e in ends]) for n in shared}
-            cells = [f"{_cell(v.mean())} +- {_cell(v.std(ddof=1) / len(v) ** 0.5)}" if (v := values.get(n)) is not None else "" for n in names]
+            cells = [f"{_cell(n, v.mean())} ± {_cell(n, v.std(ddof=1) / len(v) ** 0.5)}" if (v := values.get(n)) is not None else "" for n in names]
             lines.append(f"| mean of {len(ends)} seeds | {label} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -288,8 +288,8 @@ def _plain(row: dict) -> dict:
     return {k.replace(f"@{K}-{S}", "@K-S").replace(f"@{K}", "@K"): v for k, v in row.items()}
 
 
-def _cell(x: float | None) -> str:
-    return "" if x is None else f"{x:.3f}" if abs(x) < 1 else f"{x:.1f}"
+def _cell(name: str, x: float | None) -> str:
+    return "" if x is None else f"{x:.2f}" if name in ("distinct", "false_reasoning") else f"{x:.1f}"
 
 
 def draw(run: Path) -> Path:

@@ -128,10 +128,24 @@ def test_bad_files_are_one_line(tmp_path, content, said):
     assert "\n" not in str(e.value)
 
 
+def test_test_sets_need_names_of_their_own(tmp_path):
+    (tmp_path / "b").mkdir()
+    a, b, val = (rows(tmp_path / n, GSM[:2]) for n in ("test.jsonl", "b/test.jsonl", "val.jsonl"))
+    for spec in (f"{a},{b}", val):
+        with pytest.raises(UserError, match="a test set can't be called"):
+            data.load_gsm8k(config("--task", "gsm8k", "--train-file", rows(tmp_path / "t.jsonl", GSM), "--test-file", spec))
+
+
+def test_too_few_rows_to_hold_any_out(tmp_path):
+    with pytest.raises(UserError, match="4 usable rows are too few"):
+        data.load_gsm8k(config("--task", "gsm8k", "--train-file", rows(tmp_path / "t.jsonl", GSM[:4]), "--test-file", rows(tmp_path / "x.jsonl", GSM[9:])))
+
+
 def test_missing_file_wrong_kind_and_torn_gzip(tmp_path):
     (tmp_path / "a.csv").write_text("x")
+    (tmp_path / "c.parquet").write_bytes(b"PAR1 no")
     (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n' * 1000)[:40])
-    for path, said in [("nowhere.jsonl", "no such file"), ("a.csv", "expected a .jsonl"), ("b.jsonl.gz", "can't be read")]:
+    for path, said in [("nowhere.jsonl", "no such file"), ("a.csv", "expected a .jsonl"), ("b.jsonl.gz", "can't be read"), ("c.parquet", "can't be read")]:
         with pytest.raises(UserError, match=said):
             list(data.read_rows(str(tmp_path / path)))
 

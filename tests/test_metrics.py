@@ -198,5 +198,5 @@ def test_table_shows_first_last_best_and_the_mean_over_seeds(tmp_path):
     lines = metrics.table([*runs, tmp_path / "empty"]).splitlines()
     cells = {tuple(c.strip() for c in x.split("|")[1:3]): x.split("|")[4].strip() for x in lines[2:]}
     assert cells["a", "2 (last)"] == "20.0" and cells["a", "0 (best)"] == "10.0"                 # best on validation, which here falls
-    assert cells["mean of 2 seeds", "first"] == "15.0 +- 5.0" and cells["mean of 2 seeds", "last"] == "27.0 +- 7.0"
-    assert cells["mean of 2 seeds", "gain"] == "12.0 +- 2.0" and cells["empty", "no metrics yet"] == ""
+    assert cells["mean of 2 seeds", "first"] == "15.0 ± 5.0" and cells["mean of 2 seeds", "last"] == "27.0 ± 7.0"
+    assert cells["mean of 2 seeds", "gain"] == "12.0 ± 2.0" and cells["empty", "no metrics yet"] == ""

@@ -57,9 +57,3 @@ def test_every_equation_of_the_map_is_cited_by_the_function_it_names(where, modu
     thing = getattr(importlib.import_module(module), name)
     for cited in re.findall(r"Eq\. \d|Sec\. [\d.]+\d|App\. [A-F]|Algorithm 1", where):
         assert cited in thing.__doc__, f"{module}.{name} does not cite {cited}"
-
-
-def test_the_readme_shows_every_config_default_right():
-    """No second source for a default: what the README says of a flag is what the code does."""
-    for flag, value in re.findall(r"`--([\w-]+) ([\w.:+-]+)` \(default\)", README):
-        assert str(getattr(bstar.Config(), flag.replace("-", "_"))) == value
