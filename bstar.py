@@ -983,7 +983,7 @@ def balance(engine, policy, queries: list[Query], n_star: int, prompt, cfg: Conf
 
     returns  the ledger's line (see metrics.decide) and the subset's samples at the chosen T, which are on-policy and join the pool
     """
-    jobs = [Job(f"iter{t}.T{T!r}", queries, cfg.K, T) for T in cfg.temperature_grid]
+    jobs = [Job(f"iter{t}.T{T:g}", queries, cfg.K, T) for T in cfg.temperature_grid]
     by_T = sample(engine, policy, jobs, prompt, cfg, out / "parts", f"balance {t}")
     for groups in by_T:
         score(queries, groups, cfg)
