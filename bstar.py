@@ -323,11 +323,14 @@ def hub_reason(e: Exception) -> str:
     return " ".join(str(e).split())[:200]
 
 
-def hush() -> None:
-    """transformers' own bars and warnings off: ours say what a user needs."""
+def settle(cfg: Config) -> None:
+    """transformers' own bars and warnings off, ours say what a user needs; and the toy, too small for two threads, on one unless told otherwise."""
+    import torch
     import transformers
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    if not cfg.model and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 def load_tokenizer(model: str | Path):
@@ -668,15 +671,10 @@ def gpu_share(model: str | Path) -> float:
 def make_engine(cfg: Config, tokenizer, model: str | Path):
     """The sampler. vLLM is built before the trainer takes memory, and put to sleep at once   [README, "vLLM and the swap"]"""
     stops = stop_ids(tokenizer, model)
-    if pick_engine(cfg) == "hf":
+    if cfg.engine == "hf" or cfg.engine == "auto" and not (device() == "cuda" and find_spec("vllm")):
         return HFEngine(tokenizer, stops, cfg.sample_budget)
     return VLLMEngine(model, tokenizer, dtype="bfloat16" if device() == "cuda" else "float32", seed=cfg.seed, stop_ids=stops,
                       max_model_len=cfg.max_length + cfg.max_tokens, gpu_memory=cfg.gpu_memory or gpu_share(model))
-
-
-def pick_engine(cfg: Config) -> str:
-    """--engine auto: vllm where a GPU and vllm are, else hf."""
-    return cfg.engine if cfg.engine != "auto" else "vllm" if device() == "cuda" and find_spec("vllm") else "hf"
 
 
 def use_chat(cfg: Config, tokenizer) -> bool:
@@ -1091,7 +1089,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         shutil.rmtree(out / "parts", ignore_errors=True)
         metrics.draw(out)
         return print(f"{out}: finished ({total_iters(cfg)} iterations); another --out or --seed starts a new run")
-    hush()
+    settle(cfg)
     fits(cfg)
     splits, base, method = data.LOADERS[cfg.task](cfg), base_model(cfg), METHODS[cfg.method]
     tokenizer = load_tokenizer(base)
