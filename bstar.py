@@ -993,6 +993,8 @@ def balance(engine, policy, queries: list[Query], n_star: int, prompt, cfg: Conf
     os.replace(tmp, path)
     line = {"iter": t, **metrics.decide(reward, correct, duplicate, cfg.temperature_grid, cfg.tau_grid, n_star, seed_of(cfg.seed, t, "bootstrap"))}
     put_line(out / "ledger.jsonl", line)
+    if line["blind"]:
+        print(f"balance {t}: no right answer among the subset's samples; T {line['temperature']:g} and tau {line['tau']:g} are the default", file=sys.stderr)
     return line, by_T[cfg.temperature_grid.index(line["temperature"])]
 
 

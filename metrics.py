@@ -218,17 +218,19 @@ def decide(reward, correct, duplicate, temperatures: Sequence[float], taus: Sequ
     """(T, tau) = argmax of the mean query effect over the subset, as one line of the ledger   [Sec. 3.3, Algorithm 1]
 
     The mean is over all queries, those without a selection counting 0: otherwise a high tau would win by dropping the hard ones. Exact
-    ties go to the lower T, then to the higher tau. `interval` and `ties` come from a bootstrap over queries, paired between grid points.
+    ties go to the lower T, then to the higher tau; where the whole surface is 0, T and tau are those nearest 1.0 and 0.0. `interval` and `ties` come from a bootstrap over queries, paired between grid points.
 
     reward, correct, duplicate  (G_T, Q, K) of the subset's samples at each temperature
     returns  dict: temperature, tau, qe, interval (95 %), ties (other points not significantly below), empty (share of queries without a
-             selection), edge (which ends of the grid were chosen), n_star, and the whole surface (G_T, G_tau)
+             selection), edge (which ends of the grid were chosen), blind (the surface is 0), n_star, and the whole surface (G_T, G_tau)
     """
     counts = [sweep(r, c, d, taus) for r, c, d in zip(reward, correct, duplicate, strict=True)]
     qe = np.stack([query_effect(n, n_correct, n_star) for n, n_correct in counts])           # (G_T, Q, G_tau)
     surface = qe.mean(axis=1)
     best = np.argwhere(surface >= surface.max() - 1e-12)
     i, j = min(best.tolist(), key=lambda g: (g[0], -g[1]))
+    if blind := not surface.max():                           # not one right answer selected anywhere: nothing to choose by
+        i, j = int(np.argmin(np.abs(np.array(temperatures) - 1.0))), int(np.argmin(np.abs(np.array(taus))))
     Q = qe.shape[1]
     weights = np.random.default_rng(seed).multinomial(Q, np.full(Q, 1 / Q), size=draws) / Q  # (draws, Q)
     boot = np.einsum("bq,tqg->btg", weights, qe, optimize=True)
@@ -236,7 +238,7 @@ def decide(reward, correct, duplicate, temperatures: Sequence[float], taus: Sequ
     edge = [name for name, k, grid in (("temperature", i, temperatures), ("tau", j, taus)) if len(grid) > 1 and k in (0, len(grid) - 1)]
     return {"temperature": temperatures[i], "tau": taus[j], "qe": float(surface[i, j]),
             "interval": np.quantile(boot[:, i, j], [0.025, 0.975]).round(6).tolist(), "ties": int((lead <= 0).sum()) - 1,
-            "empty": float((counts[i][0][:, j] == 0).mean()), "edge": edge, "n_star": n_star,
+            "empty": float((counts[i][0][:, j] == 0).mean()), "edge": edge, "blind": blind, "n_star": n_star,
             "temperatures": list(temperatures), "taus": list(taus), "surface": surface.round(6).tolist()}
 
 

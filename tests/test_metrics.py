@@ -171,6 +171,12 @@ def test_decide_breaks_exact_ties_to_the_lower_temperature_then_the_higher_tau()
     assert (d["temperature"], d["tau"], d["qe"], d["ties"]) == (0.5, 0.5, 1.0, 5)
 
 
+def test_decide_falls_back_to_the_default_where_nothing_is_right():
+    zero = np.zeros((3, 4, 4))                                                                   # else the tie would go to the highest tau and select nothing
+    d = metrics.decide(zero, zero, zero, [0.5, 1.0, 1.2], [-0.5, 0.0, 0.5], n_star=2)
+    assert (d["temperature"], d["tau"], d["qe"], d["blind"]) == (1.0, 0.0, 0.0, True)
+
+
 def test_decide_counts_queries_without_a_selection_as_zero():
     reward = np.array([[[0.9, 0.9], [0.1, 0.1]]])                                                # tau 0.5 drops the second query
     d = metrics.decide(reward, np.ones((1, 2, 2)), np.zeros((1, 2, 2)), [1.0], [0.0, 0.5], n_star=2)
