@@ -546,7 +546,9 @@ class VLLMEngine:
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         self.tokenizer, self.dtype, self.stop_ids, self.gpu = tokenizer, dtype, list(stop_ids), device() == "cuda"
         memory = (dict(enable_sleep_mode=True, gpu_memory_utilization=gpu_memory, max_num_seqs=max_num_seqs, max_cudagraph_capture_size=max_num_seqs)
-                  if self.gpu else dict(enforce_eager=True, kv_cache_memory_bytes=cpu_kv_gib << 30))
+                  if self.gpu else dict(enforce_eager=True, kv_cache_memory_bytes=cpu_kv_gib << 30,
+                                        # a prompt read in two parts rewinds its generator, which torch's CPU generators can't
+                                        enable_chunked_prefill=False, max_num_batched_tokens=max(4096, max_model_len)))
         with process_state_kept():
             from vllm import LLM
             self.llm = LLM(str(model_dir), load_format="dummy", skip_tokenizer_init=True, seed=seed, dtype=dtype, max_model_len=max_model_len,

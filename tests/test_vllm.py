@@ -243,3 +243,10 @@ def test_a_bar_counts_responses_and_vllm_prints_none_of_its_own(engine, policy, 
         assert bar.n == 16
     err = capsys.readouterr().err
     assert "iter 3 gen: 100%" in err and "prompts" not in err
+
+
+def test_more_prompt_tokens_than_one_step_takes(engine, policy):
+    """Seeded requests whose prompts overflow a scheduler step: read in two parts they would fail on a CPU."""
+    engine.wake(policy)
+    prompts = [[1, 10 + i % 50] + [7 + i // 50] * 98 for i in range(60)]      # 6,000 tokens, none cached before
+    assert [len(g) for g in engine.sample(prompts, 2, 1.0, 4, seed=0)] == [2] * 60
