@@ -1,4 +1,4 @@
-r"""Rewards. 1. Is the answer right: extraction and equality, one grader for training and for evaluation. 2. Unit tests. 4. Eq. 1.
+r"""Rewards. 1. Is the answer right: extraction and equality, one grader for training and for evaluation. 2. Unit tests. 3. Eq. 1.
 
     response -> extract -> normalise -> lists, tuples, intervals, matrices -> exact values, else Math-Verify -> 0 or 1
 
@@ -583,7 +583,7 @@ def grade_programs(programs: Sequence[str], tests: Sequence[dict], fn_names: Seq
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 4. The reward
+# 3. The reward
 
 REWARDS = {"answer": (0.0, 1.0), "answer+oracle": (-1.0, 2.0)}          # name -> the least and the greatest r
 
