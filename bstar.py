@@ -185,6 +185,7 @@ def parse_config(argv: Sequence[str] | None = None) -> Config:
 
 
 def one_of(flag: str, value: str, allowed) -> None:
+    """Raises UserError, naming what is allowed, unless value is."""
     if value not in allowed:
         raise UserError(f"--{flag} {value}: expected one of {', '.join(allowed)}")
 
@@ -948,6 +949,7 @@ def evaluate(engine, policy, splits: Splits, prompt: Callable[[Query], list[int]
 
 
 def percent(x) -> float:
+    """The mean of 0s and 1s in percent, to four places."""
     return round(100 * float(np.mean(x)), 4)
 
 
