@@ -357,9 +357,14 @@ def save_checkpoint(folder: Path, policy, tokenizer, optimizer, log: dict) -> No
     import torch
     tmp = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(tmp, ignore_errors=True)
-    policy.save_pretrained(tmp)
-    tokenizer.save_pretrained(tmp)
-    torch.save({"optimizer": optimizer and optimizer.state_dict(), "log": log}, tmp / "trainer.pt")
+    try:
+        policy.save_pretrained(tmp)
+        tokenizer.save_pretrained(tmp)
+        torch.save({"optimizer": optimizer and optimizer.state_dict(), "log": log}, tmp / "trainer.pt")
+    except Exception as e:                         # a full disk reaches us as OSError, RuntimeError or SafetensorError
+        free = shutil.disk_usage(folder.parent).free >> 20
+        raise UserError(f"{folder}: can't be written ({str(e).splitlines()[0]}; {free} MiB free on the disk); "
+                        "what was complete is kept, the same command goes on") from None
     files = [f for f in tmp.rglob("*") if f.is_file()]
     sizes = {str(f.relative_to(tmp)): f.stat().st_size for f in files}
     for f in files:

@@ -338,6 +338,22 @@ def test_checkpoint_round_trip_and_broken_ones(toy, tmp_path):
     assert not bstar.is_complete(tmp_path / "c")
 
 
+def test_a_save_that_fails_half_way_is_one_line_and_leaves_the_old_checkpoint(toy, tmp_path, monkeypatch):
+    policy, tokenizer, *_ = toy
+    bstar.save_checkpoint(tmp_path / "iter_1", policy, tokenizer, None, {"loss": 1.0})
+
+    def full(obj, path):                                                            # what torch says of a full disk
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 663040 vs 662928\nmore")
+    monkeypatch.setattr(torch, "save", full)
+    for name in ("iter_1", "iter_2"):
+        with pytest.raises(UserError, match="can't be written .* MiB free") as e:
+            bstar.save_checkpoint(tmp_path / name, policy, tokenizer, None, {"loss": 2.0})
+        assert "\n" not in str(e.value)
+    assert bstar.is_complete(tmp_path / "iter_1") and bstar.load_trainer(tmp_path / "iter_1") == {"loss": 1.0}
+    assert not (tmp_path / "iter_2").exists()
+
+
 # -- whole runs ---------------------------------------------------------------------------------------------------------------
 
 def finished(cwd, out, *flags):
