@@ -783,10 +783,8 @@ def as_arrays(groups: Sequence[Sequence[Sample]]) -> tuple[np.ndarray, np.ndarra
 
 
 def repeats(group: Sequence[Sample]) -> list[bool]:
-    """Does another sample of the query say the same, at a reward at least as high?  One of each text stays, the best-rewarded, first drawn."""
-    order = sorted(range(len(group)), key=lambda i: -group[i].reward)
-    again = dict(zip(order, metrics.duplicates([group[i].response for i in order])))
-    return [again[i] for i in range(len(group))]
+    """Does another sample of the query say the same, at a reward at least as high?  See metrics.repeats."""
+    return metrics.repeats([[s.reward for s in group]], [metrics.classes([s.response for s in group])])[0].tolist()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -994,13 +992,14 @@ def balance(engine, policy, queries: list[Query], n_star: int, prompt, cfg: Conf
     by_T = sample(engine, policy, jobs, prompt, cfg, out / "parts", f"balance {t}")
     for groups in by_T:
         score(queries, groups, cfg)
-    reward, correct, duplicate = map(np.stack, zip(*map(as_arrays, by_T)))         # (G_T, Q, K) each
+    reward, correct, _ = map(np.stack, zip(*map(as_arrays, by_T)))                 # (G_T, Q, K) each
+    text = np.array([[metrics.classes([s.response for s in g]) for g in groups] for groups in by_T], dtype=np.int32)
     path = out / "samples" / f"balance_{t}.npz"
     path.parent.mkdir(exist_ok=True)
     with open(tmp := path.with_suffix(".tmp"), "wb") as f:
-        np.savez_compressed(f, reward=reward, correct=correct, duplicate=duplicate)
+        np.savez_compressed(f, reward=reward, correct=correct, text=text)
     os.replace(tmp, path)
-    line = {"iter": t, **metrics.decide(reward, correct, duplicate, cfg.temperature_grid, cfg.tau_grid, n_star, seed_of(cfg.seed, t, "bootstrap"))}
+    line = {"iter": t, **metrics.decide(reward, correct, text, cfg.temperature_grid, cfg.tau_grid, n_star, seed_of(cfg.seed, t, "bootstrap"))}
     put_line(out / "ledger.jsonl", line)
     if line["blind"]:
         print(f"balance {t}: no right answer among the subset's samples; T {line['temperature']:g} and tau {line['tau']:g} are the default", file=sys.stderr)

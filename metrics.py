@@ -2,7 +2,7 @@
 
     correct (Q, K) -> Pass@K-S, Distinct Equations            exploration, Sec. 2.2
     reward, correct (Q, K) -> Reward@K-S                      exploitation, Sec. 2.2
-    reward, correct, duplicates (T, Q, K) -> query effect     Eq. 2 -> `decide`: the next iteration's (temperature, tau)
+    reward, correct, text (T, Q, K) -> query effect           Eq. 2 -> `decide`: the next iteration's (temperature, tau)
 
     python metrics.py runs/toy [RUN ...]      a Markdown table of the runs, last and best iteration; figures/curves.png in each
 
@@ -10,6 +10,7 @@ Pass@K-S and Reward@K-S are the exact expectations over all K-subsets of the n s
 """
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sys
@@ -203,43 +204,137 @@ def _counts_above(below: np.ndarray, keep: np.ndarray, G: int) -> np.ndarray:
     return counts[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]    # responses with at least j + 1 taus below them are selected by tau_j
 
 
-def duplicates(texts: Sequence[str], key=lambda text: " ".join(text.split())) -> list[bool]:
-    """Has an earlier one the same text, white space folded?  ("unique" in Eq. 2; the paper does not define it.)
+def classes(texts: Sequence[str], key=lambda text: " ".join(text.split())) -> list[int]:
+    """The number of each text's class: the same text, white space folded, is the same class  ("unique" in Eq. 2; the paper does not define it).
 
-    >>> duplicates(["1 + 1 = 2", "1 + 1  = 2\\n", "2 = 2"])
-    [False, True, False]
+    >>> classes(["1 + 1 = 2", "2 = 2", "1 + 1  = 2\\n"])
+    [0, 1, 0]
     """
-    seen: set[str] = set()
-    return [k in seen or seen.add(k) is not None for k in map(key, texts)]
+    seen: dict[str, int] = {}
+    return [seen.setdefault(k, len(seen)) for k in map(key, texts)]
 
 
-def decide(reward, correct, duplicate, temperatures: Sequence[float], taus: Sequence[float], n_star: int, seed: int = 0,
-           draws: int = 1000) -> dict:
+def repeats(reward, text) -> np.ndarray:
+    """Does another sample of the query say the same, at a reward at least as high?  One of each class stays, the best-rewarded, first drawn.
+
+    reward (Q, K) float, text (Q, K) int, see `classes`; returns (Q, K) bool
+
+    >>> repeats([[0.5, 0.9, 0.9]], [[0, 0, 0]]).tolist()
+    [[True, False, True]]
+    """
+    reward, text = np.asarray(reward, dtype=float), np.asarray(text)
+    again = np.ones(reward.shape, dtype=bool)
+    for row, order in enumerate(np.argsort(-reward, axis=1, kind="stable")):
+        again[row, order[np.unique(text[row, order], return_index=True)[1]]] = False
+    return again
+
+
+def effects(reward, correct, text, taus: Sequence[float], n_star: int, k: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """E[qe_i] and P(n_i = 0) at every tau, when k of a query's K samples are drawn without replacement   [Eq. 2; Fig. 4 (a)]
+
+    Exact: no subset is drawn. A class is in n_i if one of its samples with r > tau is drawn, right if its best-rewarded one is. k = None
+    or K takes the samples as they are.
+
+    reward, correct, text (Q, K), text as in `repeats`; taus (G,) rising; returns two (Q, G) float
+
+    >>> effects([[1.0, 1.0, 1.0]], [[1, 1, 1]], [[0, 0, 1]], [0.0], n_star=2, k=2)[0].round(3).tolist()     # of 3 pairs, one says a thing twice
+    [[0.833]]
+    """
+    reward, correct, text = np.asarray(reward, dtype=float), np.asarray(correct, dtype=bool), np.asarray(text)
+    (Q, K), again = reward.shape, repeats(reward, text)
+    if k in (None, K):
+        n_sel, n_correct = sweep(reward, correct, again, taus)
+        return query_effect(n_sel, n_correct, n_star), (n_sel == 0).astype(float)
+    found = np.empty((2, Q, len(taus)))
+    for q in range(Q):
+        best = text[q][~again[q]]                            # each class once, and whether it is right
+        right = np.isin(text[q], best[correct[q][~again[q]]])
+        for g, tau in enumerate(taus):
+            sizes = [tuple(sorted(np.unique(text[q][(reward[q] > tau) & of], return_counts=True)[1].tolist())) for of in (right, ~right)]
+            found[:, q, g] = _expected_effect(*sizes, K, k, n_star)
+    return found[0], found[1]
+
+
+@functools.lru_cache(maxsize=100_000)
+def _expected_effect(right: tuple[int, ...], wrong: tuple[int, ...], K: int, k: int, n_star: int) -> tuple[float, float]:
+    """E[qe] and P(n = 0) over the k-subsets of K samples, which hold right and wrong classes of the sizes given; the other samples have r <= tau."""
+    rest, drawn = K - sum(right) - sum(wrong), np.arange(k + 1)
+    others = np.array([comb(rest, k - j) for j in drawn.tolist()] + [0] * k, dtype=float)[np.add.outer(drawn, drawn)]   # [j right ones, j wrong ones]
+    chance = _ways(right, k).T @ others @ _ways(wrong, k) / comb(K, k)                       # (n' + 1, n - n' + 1)
+    a, b = np.indices(chance.shape)
+    return float((chance * query_effect(a + b, a, n_star)).sum()), float(chance[0, 0])
+
+
+@functools.lru_cache(maxsize=100_000)
+def _ways(sizes: tuple[int, ...], k: int) -> np.ndarray:
+    """[j, a]: the number of ways to draw j samples from classes of these sizes so that a of the classes are met."""
+    ways = np.zeros((k + 1, len(sizes) + 1))
+    ways[0, 0] = 1
+    for size in sizes:
+        ways[:, 1:] += sum(comb(size, d) * np.pad(ways, ((d, 0), (0, 0)))[:k + 1, :-1] for d in range(1, min(size, k) + 1))
+    return ways
+
+
+def exact_taus(reward, correct, text, n_star: int, k: int | None = None) -> list[float]:
+    """For each temperature the threshold of the greatest mean query effect among all observed rewards; none of a grid's is better.
+
+    A query's effect is a step function of tau that changes at its own rewards only; the mean is the sum of all those steps, sorted. The
+    lowest candidate is 1 below the least reward and keeps all; equal ones go to the higher tau.
+
+    reward, correct, text (G_T, Q, K); returns at most G_T thresholds, rising
+
+    >>> exact_taus([[[0.3, 0.7]]], [[[0, 1]]], [[[0, 1]]], n_star=1)
+    [0.3]
+    """
+    found = set()
+    for pool in zip(np.asarray(reward, dtype=float), correct, text, strict=True):
+        at, step = [], []
+        low = min(pool[0][np.isfinite(pool[0])], default=1.0) - 1
+        for r, c, x in zip(*pool):
+            taus = np.array([low, *np.unique(r[np.isfinite(r)])])
+            at.append(taus)
+            step.append(np.diff(effects(r[None], np.asarray(c)[None], np.asarray(x)[None], taus, n_star, k)[0][0], prepend=0.0))
+        taus, place = np.unique(np.concatenate(at), return_inverse=True)
+        mean = np.cumsum(np.bincount(place, np.concatenate(step)))
+        found.add(float(taus[np.flatnonzero(mean >= mean.max() - 1e-9)[-1]]))
+    return sorted(found)
+
+
+def decide(reward, correct, text, temperatures: Sequence[float], taus: Sequence[float], n_star: int, seed: int = 0, draws: int = 1000,
+           k: int | None = None) -> dict:
     """(T, tau) = argmax of the mean query effect over the subset, as one line of the ledger   [Sec. 3.3, Algorithm 1]
 
     The mean is over all queries, those without a selection counting 0: otherwise a high tau would win by dropping the hard ones. Exact
-    ties go to the lower T, then to the higher tau; where the whole surface is 0, T and tau are those nearest 1.0 and 0.0. `interval` and `ties` come from a bootstrap over queries, paired between grid points.
+    ties go to the lower T, then to the higher tau; where the whole surface is 0, T and tau are those nearest 1.0 and 0.0. `interval`, `ties`
+    and `tied` come from a bootstrap over queries, paired between grid points.
 
-    reward, correct, duplicate  (G_T, Q, K) of the subset's samples at each temperature
-    returns  dict: temperature, tau, qe, interval (95 %), ties (other points not significantly below), empty (share of queries without a
-             selection), edge (which ends of the grid were chosen), blind (the surface is 0), n_star, and the whole surface (G_T, G_tau)
+    reward, correct, text  (G_T, Q, K) of the subset's samples at each temperature, text as in `repeats`
+    k        None for all K samples, else the expectation over k of them, see `effects`
+    returns  dict: temperature, tau, qe, interval (95 %), ties (other points not significantly below), tied (these, [T, tau]), empty (share of
+             queries without a selection), edge (which ends of the grid were chosen), blind (the surface is 0), n_star, seed, and the whole
+             surface (G_T, G_tau)
     """
-    counts = [sweep(r, c, d, taus) for r, c, d in zip(reward, correct, duplicate, strict=True)]
-    qe = np.stack([query_effect(n, n_correct, n_star) for n, n_correct in counts])           # (G_T, Q, G_tau)
+    qe, empty = map(np.stack, zip(*(effects(r, c, x, taus, n_star, k) for r, c, x in zip(reward, correct, text, strict=True))))   # (G_T, Q, G_tau)
     surface = qe.mean(axis=1)
     best = np.argwhere(surface >= surface.max() - 1e-12)
     i, j = min(best.tolist(), key=lambda g: (g[0], -g[1]))
     if blind := not surface.max():                           # not one right answer selected anywhere: nothing to choose by
-        i, j = int(np.argmin(np.abs(np.array(temperatures) - 1.0))), int(np.argmin(np.abs(np.array(taus))))
+        i, j = nearest(temperatures, 1.0), nearest(taus, 0.0)
     Q = qe.shape[1]
     weights = np.random.default_rng(seed).multinomial(Q, np.full(Q, 1 / Q), size=draws) / Q  # (draws, Q)
     boot = np.einsum("bq,tqg->btg", weights, qe, optimize=True)
     lead = np.quantile(boot[:, i, j][:, None, None] - boot, 0.025, axis=0)
-    edge = [name for name, k, grid in (("temperature", i, temperatures), ("tau", j, taus)) if len(grid) > 1 and k in (0, len(grid) - 1)]
+    tied = [[temperatures[a], taus[b]] for a, b in np.argwhere(lead <= 0).tolist() if (a, b) != (i, j)]
+    edge = [name for name, n, grid in (("temperature", i, temperatures), ("tau", j, taus)) if len(grid) > 1 and n in (0, len(grid) - 1)]
     return {"temperature": temperatures[i], "tau": taus[j], "qe": float(surface[i, j]),
-            "interval": np.quantile(boot[:, i, j], [0.025, 0.975]).round(6).tolist(), "ties": int((lead <= 0).sum()) - 1,
-            "empty": float((counts[i][0][:, j] == 0).mean()), "edge": edge, "blind": blind, "n_star": n_star,
+            "interval": np.quantile(boot[:, i, j], [0.025, 0.975]).round(6).tolist(), "ties": len(tied), "tied": tied,
+            "empty": float(empty[i, :, j].mean()), "edge": edge, "blind": blind, "n_star": n_star, "seed": seed,
             "temperatures": list(temperatures), "taus": list(taus), "surface": surface.round(6).tolist()}
+
+
+def nearest(values: Sequence[float], x: float) -> int:
+    """The place of the value nearest to x, the first of equals."""
+    return int(np.argmin(np.abs(np.array(values) - x)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -394,7 +394,7 @@ def test_the_logged_decision_follows_from_the_saved_subset(reference):
     run = reference[0] / "run"
     for d in metrics.read_jsonl(run / "ledger.jsonl"):
         pool = np.load(run / "samples" / f"balance_{d['iter']}.npz")
-        again = metrics.decide(pool["reward"], pool["correct"], pool["duplicate"], d["temperatures"], d["taus"], d["n_star"],
+        again = metrics.decide(pool["reward"], pool["correct"], pool["text"], d["temperatures"], d["taus"], d["n_star"],
                                bstar.seed_of(0, d["iter"], "bootstrap"))
         assert {"iter": d["iter"], **again} == d
 

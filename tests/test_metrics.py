@@ -120,8 +120,7 @@ def test_sweep_equals_counting_at_every_tau():
         correct = (texts + RNG.integers(0, 2, (Q, 1))) % 2 == 0                                  # one text, one verdict and one reward
         reward = np.round(np.sin(texts * 7.0 + np.arange(Q)[:, None]) * 2, 1)                    # lands on grid points: strictness matters
         reward[texts == 4] = -np.inf                                                             # cut-off responses
-        duplicate = np.array([metrics.duplicates([str(t) for t in row]) for row in texts])
-        n_sel, n_correct = metrics.sweep(reward, correct, duplicate, taus)
+        n_sel, n_correct = metrics.sweep(reward, correct, metrics.repeats(reward, texts), taus)
         for q in range(Q):
             for g, tau in enumerate(taus):
                 assert (n_sel[q, g], n_correct[q, g]) == naive_counts(reward[q], correct[q], texts[q].tolist(), tau)
@@ -147,40 +146,84 @@ def test_auc_is_the_share_of_ordered_pairs():
 
 def random_pools(G=3, Q=20, K=8):
     correct = RNG.random((G, Q, K)) < 0.5
-    return np.where(correct, 1.0, 0.0) + RNG.uniform(-1, 1, (G, Q, K)), correct, RNG.random((G, Q, K)) < 0.2
+    return np.where(correct, 1.0, 0.0) + RNG.uniform(-1, 1, (G, Q, K)), correct, RNG.integers(0, K, (G, Q, K))
 
 
 def test_decide_takes_the_grid_point_of_the_greatest_mean_query_effect():
-    reward, correct, duplicate = random_pools()
+    reward, correct, text = random_pools()
     temperatures, taus = [0.5, 0.7, 0.9], [-0.5, 0.0, 0.5, 1.0]
-    d = metrics.decide(reward, correct, duplicate, temperatures, taus, n_star=3)
+    d = metrics.decide(reward, correct, text, temperatures, taus, n_star=3)
     naive = {}
     for i, T in enumerate(temperatures):
         for tau in taus:
-            keep = (reward[i] > tau) & ~duplicate[i]
-            n, c = keep.sum(1), (keep & correct[i]).sum(1)
+            best = [{x: ok for r, ok, x in sorted(zip(*row), key=lambda s: s[0]) if r > tau} for row in zip(reward[i], correct[i], text[i])]
+            n, c = [len(b) for b in best], [sum(b.values()) for b in best]                       # of one text the best-rewarded counts
             naive[T, tau] = np.mean([min(b / 3, 1) * b / a if a else 0.0 for a, b in zip(n, c)])
     assert d["qe"] == pytest.approx(max(naive.values())) == naive[d["temperature"], d["tau"]]
     assert np.allclose(np.array(d["surface"]).ravel(), list(naive.values()), atol=1e-6)
     assert d["interval"][0] <= d["qe"] <= d["interval"][1]
 
 
+def distinct(pool):
+    return np.broadcast_to(np.arange(pool.shape[-1]), pool.shape)                                # every text its own class
+
+
 def test_decide_breaks_exact_ties_to_the_lower_temperature_then_the_higher_tau():
     correct = np.ones((2, 5, 4), dtype=bool)                                                     # a binary reward: tau has no say in [0, 1)
-    d = metrics.decide(np.ones((2, 5, 4)), correct, np.zeros_like(correct), [0.5, 0.6], [-0.5, 0.0, 0.5, 1.0], n_star=4)
+    d = metrics.decide(np.ones((2, 5, 4)), correct, distinct(correct), [0.5, 0.6], [-0.5, 0.0, 0.5, 1.0], n_star=4)
     assert (d["temperature"], d["tau"], d["qe"], d["ties"]) == (0.5, 0.5, 1.0, 5)
 
 
 def test_decide_falls_back_to_the_default_where_nothing_is_right():
     zero = np.zeros((3, 4, 4))                                                                   # else the tie would go to the highest tau and select nothing
-    d = metrics.decide(zero, zero, zero, [0.5, 1.0, 1.2], [-0.5, 0.0, 0.5], n_star=2)
+    d = metrics.decide(zero, zero, distinct(zero), [0.5, 1.0, 1.2], [-0.5, 0.0, 0.5], n_star=2)
     assert (d["temperature"], d["tau"], d["qe"], d["blind"]) == (1.0, 0.0, 0.0, True)
 
 
 def test_decide_counts_queries_without_a_selection_as_zero():
     reward = np.array([[[0.9, 0.9], [0.1, 0.1]]])                                                # tau 0.5 drops the second query
-    d = metrics.decide(reward, np.ones((1, 2, 2)), np.zeros((1, 2, 2)), [1.0], [0.0, 0.5], n_star=2)
+    d = metrics.decide(reward, np.ones((1, 2, 2)), distinct(reward), [1.0], [0.0, 0.5], n_star=2)
     assert d["tau"] == 0.0 and d["surface"] == [[1.0, 0.5]] and d["empty"] == 0.0
+
+
+def test_effects_of_fewer_samples_are_the_mean_over_all_subsets():
+    for _ in range(12):
+        Q, K = 3, int(RNG.integers(2, 8))
+        k, n_star, taus = int(RNG.integers(1, K + 1)), int(RNG.integers(1, 5)), [-0.6, 0.0, 0.5]
+        text = RNG.integers(0, 4, (Q, K))
+        correct = text % 2 == 0                                                                  # one text, one verdict; rewards may differ (a cut-off one)
+        reward = np.where(RNG.random((Q, K)) < 0.2, -np.inf, RNG.uniform(-1, 1, (Q, K)).round(1))
+        qe, empty = metrics.effects(reward, correct, text, taus, n_star, k)
+        every = [metrics.effects(reward[:, s], correct[:, s], text[:, s], taus, n_star) for s in map(list, subsets(K, k))]
+        assert np.allclose(qe, np.mean([e[0] for e in every], axis=0), atol=1e-12) and np.allclose(empty, np.mean([e[1] for e in every], axis=0), atol=1e-12)
+
+
+def test_effects_of_the_paper_s_64_samples_in_floats():
+    right, wrong = (1,) * 20 + (2,) * 6, (1,) * 12 + (3,) * 4
+    full, _ = metrics._expected_effect(right, wrong, 64, 64, 6)
+    assert full == metrics.query_effect(26 + 16, 26, 6)                                          # every class is met: no rounding at all
+    sizes = [metrics._expected_effect((1,) * 8, (1,) * 8, 64, k, 6)[0] for k in (16, 32, 48, 64)]
+    draws = [RNG.hypergeometric(8, 56, 32) for _ in range(4000)]
+    assert sizes == sorted(sizes) and metrics._expected_effect((1,) * 8, (), 64, 32, 6)[0] == pytest.approx(np.mean([min(d / 6, 1) for d in draws]), abs=0.02)
+
+
+def test_exact_taus_hold_the_best_threshold_there_is():
+    for k in (None, 5):
+        reward, correct, text = random_pools()
+        reward[0, 0, :3] = -np.inf
+        taus = metrics.exact_taus(reward, correct, text, 3, k)
+        every = sorted({-3.0, *reward[np.isfinite(reward)].tolist()})
+        best = max(metrics.effects(*pool, every, 3, k)[0].mean(0).max() for pool in zip(reward, correct, text))
+        d = metrics.decide(reward, correct, text, [0.5, 0.7, 0.9], taus, 3, k=k)
+        assert len(taus) <= 3 and d["qe"] == pytest.approx(best, abs=1e-9)
+    none = np.full((1, 2, 3), -np.inf)
+    assert len(metrics.exact_taus(none, none > 0, distinct(none), 2)) == 1                        # nothing but cut-off responses
+
+
+def test_a_decision_names_its_ties():
+    d = metrics.decide(*random_pools(), [0.5, 0.7, 0.9], [-0.5, 0.0, 0.5, 1.0], n_star=3)
+    assert d["ties"] == len(d["tied"]) and [d["temperature"], d["tau"]] not in d["tied"]
+    assert all(T in d["temperatures"] and tau in d["taus"] for T, tau in d["tied"])
 
 
 def test_read_jsonl_leaves_out_a_torn_last_line(tmp_path):
