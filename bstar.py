@@ -32,10 +32,9 @@ import time
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
-from decimal import Decimal
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Callable, Iterator, NamedTuple, NoReturn, Sequence
+from typing import Callable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 
@@ -43,6 +42,7 @@ import data
 import metrics
 import rewards
 from data import Query, Sample, Splits, UserError
+from metrics import Parser, grid
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -141,34 +141,12 @@ METHODS = {"sft": Method(iterate=False), "rest-em": Method(from_base=True), "ite
            "bstar": Method(inherit=True, balance=True)}
 
 
-def grid(name: str, spec: str) -> list[float]:
-    """"from:to:step" -> the grid, both ends in, from decimals: np.arange drifts, and under a strict r > tau drift matters.
-
-    >>> grid("temperatures", "0.5:1.2:0.1")
-    [0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2]
-    """
-    try:
-        low, high, step = map(Decimal, spec.split(":"))
-        if step <= 0 or low > high:
-            raise ValueError
-        return [float(low + i * step) for i in range(min(int((high - low) / step), 10_000) + 1)]
-    except (ValueError, ArithmeticError):
-        raise UserError(f"--{name} {spec}: expected FROM:TO:STEP with FROM <= TO and STEP > 0, e.g. 0.5:1.2:0.1") from None
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def parse_config(argv: Sequence[str] | None = None) -> Config:
     """Flags -> Config, checked. The flags are the fields of Config; help texts are its comments.
 
     raises UserError  naming the flag, what was given and what is allowed
     """
-    p = _Parser(prog="bstar.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-                argument_default=argparse.SUPPRESS)
-    p._negative_number_matcher = re.compile(r"-\.?\d")   # argparse's private rule of what is a value and no flag: --taus -1:1:0.1 is one
+    p = Parser(prog="bstar.py", description=__doc__, argument_default=argparse.SUPPRESS)
     notes = dict(re.findall(r"^    (\w+): .*?# (.*)$", Path(__file__).read_text(encoding="utf-8"), re.M))
     for f in dataclasses.fields(Config):
         flag, text = "--" + f.name.replace("_", "-"), f"{notes.get(f.name, '')} (default {f.default!r})".replace("%", "%%")
@@ -965,7 +943,11 @@ def metrics_of(greedy: list[list[Sample]], sampled: list[list[Sample]], K: int, 
            f"pass@{K}-{S}": percent(metrics.pass_at_k_s(K, correct.sum(1), K, S)),
            f"reward@{K}-{S}": percent(metrics.reward_at_k_s(reward, correct, K, S)),
            "distinct": round(distinct.distinct, 4), "coverage": round(distinct.coverage, 4),
-           "truncated": percent([[s.finish_reason != "stop" for s in g] for g in sampled])}
+           "truncated": percent([[s.finish_reason != "stop" for s in g] for g in sampled]), "queries": len(sampled)}
+    for k in [2**i for i in range(1, K.bit_length()) if S <= 2**i < K]:             # smaller K, exactly, from the same samples [Figs. 3, 5, 6]
+        row.update({f"pass@{k}": percent(metrics.pass_at_k_s(K, correct.sum(1), k, 1)),
+                    f"pass@{k}-{S}": percent(metrics.pass_at_k_s(K, correct.sum(1), k, S)),
+                    f"reward@{k}-{S}": percent(metrics.reward_at_k_s(reward, correct, k, S))})
     if sampled[0][0].sound is not None:
         sound = np.array([[s.sound for s in g] for g in sampled])
         row.update({"sound@1": percent([[s.sound for s in g] for g in greedy]), f"sound@{K}": percent(sound.any(1)),
@@ -1083,6 +1065,11 @@ def report(out: Path, row: dict, starts: Sequence[Path | str], cfg: Config) -> N
         if r["iter"] == row["iter"]:
             seconds[r["phase"]] = seconds.get(r["phase"], 0) + r["seconds"]
     print(log_line(row, total_iters(cfg), seconds), flush=True)
+    ledger = [d for d in metrics.read_jsonl(out / "ledger.jsonl") if d["iter"] <= row["iter"]]
+    told = {line.split(":")[0] for line in metrics.alarms(rows[:-1], [d for d in ledger if d["iter"] < row["iter"]])}
+    for line in metrics.alarms(rows, ledger):
+        if line.split(":")[0] not in told:             # once, when it begins; the report has them as they stand at the end
+            print(f"alarm | {line}", file=sys.stderr)
 
 
 def total_iters(cfg: Config) -> int:
@@ -1097,7 +1084,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     done = metrics.read_jsonl(out / "metrics.jsonl")
     if len(done) > total_iters(cfg):
         shutil.rmtree(out / "parts", ignore_errors=True)
-        metrics.draw(out)
+        metrics.report([metrics.read_run(out)], out)
         return print(f"{out}: finished ({total_iters(cfg)} iterations); another --out or --seed starts a new run")
     settle(cfg)
     fits(cfg)
@@ -1147,7 +1134,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         report(out, row, starts, cfg)
         t, log = t + 1, None
 
-    print(metrics.table([out]), f"\n{metrics.draw(out)}  {out}/metrics.jsonl  {out}/policy")
+    run = metrics.read_run(out)
+    print(metrics.table([run]), f"\n{metrics.report([run], out)}  {out}/metrics.jsonl  {out}/policy")
 
 
 def resume(cfg: Config, out: Path, starts: Sequence[Path], n_done: int):

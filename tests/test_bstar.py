@@ -376,7 +376,7 @@ def test_a_run_leaves_what_the_design_says(reference):
     assert [r["iter"] for r in rows] == [0, 1, 2] and [d["iter"] for d in ledger] == [1, 2]
     for d in ledger:
         assert np.array(d["surface"]).shape == (2, 21) and (d["temperature"], d["tau"]) == (rows[d["iter"]]["temperature"], rows[d["iter"]]["tau"])
-    assert (run / "figures" / "curves.png").stat().st_size > 10_000 and not (run / "parts").exists()
+    assert (run / "figures" / "pass1.png").stat().st_size > 10_000 and "<svg" in (run / "report.html").read_text() and not (run / "parts").exists()
     assert bstar.load_policy(Config(), run / "policy").num_parameters() > 0
     best = max(rows, key=lambda r: r["val/pass@1"])["iter"]
     assert (run / "best").resolve().name == (f"iter_{best}" if best else "epoch_6") and bstar.is_complete(run / "best")
@@ -392,11 +392,17 @@ def test_a_run_leaves_what_the_design_says(reference):
 
 def test_the_logged_decision_follows_from_the_saved_subset(reference):
     run = reference[0] / "run"
-    for d in metrics.read_jsonl(run / "ledger.jsonl"):
-        pool = np.load(run / "samples" / f"balance_{d['iter']}.npz")
-        again = metrics.decide(pool["reward"], pool["correct"], pool["text"], d["temperatures"], d["taus"], d["n_star"],
-                               bstar.seed_of(0, d["iter"], "bootstrap"))
-        assert {"iter": d["iter"], **again} == d
+    ledger = metrics.read_jsonl(run / "ledger.jsonl")
+    again = metrics.replay(metrics.read_run(run))
+    assert [line for line, _ in again] == ledger and [d["seed"] for d in ledger] == [bstar.seed_of(0, t, "bootstrap") for t in (1, 2)]
+    for d, (_, f) in zip(ledger, again):
+        assert round(f["sizes"][4], 6) == d["surface"][d["temperatures"].index(f["T"])][d["taus"].index(f["tau"])]       # Fig. 4 (a) at the full K
+
+
+def test_alarms_are_told_once(reference):
+    lines = [x for x in reference[1].stderr.splitlines() if x.startswith("alarm | ")]
+    kinds = [x.split()[2] for x in lines]
+    assert "ties:" in kinds and len(kinds) == len(set(kinds))
 
 
 def test_a_finished_run_says_so_and_another_config_is_refused(reference):

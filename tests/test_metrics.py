@@ -1,6 +1,5 @@
 """metrics.py against brute force: every subset, every order, fresh random inputs; float64 and exact integers, no copied formulae."""
 import itertools
-import json
 import math
 
 import numpy as np
@@ -230,22 +229,3 @@ def test_read_jsonl_leaves_out_a_torn_last_line(tmp_path):
     (tmp_path / "m.jsonl").write_text('{"a": 1}\n{"a": 2}\n{"a"')
     assert metrics.read_jsonl(tmp_path / "m.jsonl") == [{"a": 1}, {"a": 2}]
     assert metrics.read_jsonl(tmp_path / "none") == []
-
-
-def fake_run(folder, seed, passes):
-    folder.mkdir()
-    (folder / "config.json").write_text(f'{{"task": "toy", "seed": {seed}}}')
-    row = {"eval_samples": 8, "S": 2, "val/pass@1": 1.0, "pass@8": 2.0, "pass@8-2": 3.0, "reward@8-2": 4.0, "distinct": 0.5}
-    lines = [json.dumps({"iter": i, "pass@1": p, **row, "val/pass@1": 50.0 - p}) for i, p in enumerate(passes)]
-    (folder / "metrics.jsonl").write_text("\n".join(lines))
-    return folder
-
-
-def test_table_shows_first_last_best_and_the_mean_over_seeds(tmp_path):
-    runs = [fake_run(tmp_path / "a", 1, [10.0, 30.0, 20.0]), fake_run(tmp_path / "b", 2, [20.0, 40.0, 34.0])]
-    (tmp_path / "empty").mkdir()
-    lines = metrics.table([*runs, tmp_path / "empty"]).splitlines()
-    cells = {tuple(c.strip() for c in x.split("|")[1:3]): x.split("|")[4].strip() for x in lines[2:]}
-    assert cells["a", "2 (last)"] == "20.0" and cells["a", "0 (best)"] == "10.0"                 # best on validation, which here falls
-    assert cells["mean of 2 seeds", "first"] == "15.0 ± 5.0" and cells["mean of 2 seeds", "last"] == "27.0 ± 7.0"
-    assert cells["mean of 2 seeds", "gain"] == "12.0 ± 2.0" and cells["empty", "no metrics yet"] == ""
