@@ -546,7 +546,7 @@ def _edge(ledger: Sequence[dict]) -> Iterator[str]:
         for d in ledger:
             at = [d["temperatures"].index(d["temperature"]), d["taus"].index(d["tau"])]
             surface = np.moveaxis(np.array(d["surface"]), axis, 0)[:, at[1 - axis]]
-            if name in d["edge"] and surface[at[axis]] > surface[1 if at[axis] == 0 else -2]:
+            if name in d["edge"] and len(surface) > 1 and surface[at[axis]] > surface[1 if at[axis] == 0 else -2]:
                 found.append(d)
         if found:
             d = found[-1]
@@ -590,7 +590,7 @@ def replay(run: Run, temperatures: Sequence[float] | None = None, taus: Sequence
     queries       the first so many of the subset, whose order is random; samples: the expectation over so many of the K (see `effects`)
     returns       for each decision its ledger line and `fig4` of it
     """
-    found = []
+    found, bar = [], data.progress(len(run.ledger), "replay") if samples else None           # minutes at 64 samples of 600 queries
     for d in run.ledger:
         Ts, n = temperatures or d["temperatures"], n_star or d["n_star"]
         if not set(Ts) <= set(d["temperatures"]):
@@ -601,6 +601,10 @@ def replay(run: Run, temperatures: Sequence[float] | None = None, taus: Sequence
             raise UserError(f"--samples {samples}: the run drew {pool[0].shape[2]} a question")
         line = decide(*pool, Ts, sorted({0.0, *exact_taus(*pool, n, samples)}) if exact_tau else taus or d["taus"], n, d.get("seed", 0), k=samples)
         found.append(({"iter": d["iter"], **line}, fig4(line, pool)))
+        if bar:
+            bar.update(1)
+    if bar:
+        bar.close()
     return found
 
 
@@ -616,11 +620,10 @@ def fig4(line: dict, pool: Sequence[np.ndarray]) -> dict:
 
 
 def replay_table(run: Run, again: Sequence[tuple[dict, dict]]) -> str:
-    """The decisions taken again beside the logged ones, and Fig. 4's numbers."""
+    """The decisions taken again beside the logged ones, and Fig. 4's numbers: qe@k of k samples a query at T = 1 and tau = 0, see `fig4`."""
     f = again[0][1]
-    T, tau = f"T {f['T']:g}", f"tau {f['tau']:g}"
-    head = ["iter", "T", "tau", "qe", "95 %", "ties", "logged T", "logged tau", "logged qe", *(f"qe of {k} samples at {T}, {tau}" for k in f["sizes"]),
-            f"best T at {tau}", f"best tau at {T}"]
+    head = ["iter", "T", "tau", "qe", "95 %", "ties", "logged T", "tau", "qe", *(f"qe@{k}" for k in f["sizes"]),
+            f"best T (tau {f['tau']:g})", f"best tau (T {f['T']:g})"]
     rows = [[d["iter"], f"{line['temperature']:g}", f"{line['tau']:g}", f"{line['qe']:.4f}", "{:.3f} to {:.3f}".format(*line["interval"]), line["ties"],
              f"{d['temperature']:g}", f"{d['tau']:g}", f"{d['qe']:.4f}", *(f"{x:.4f}" for x in f["sizes"].values()), f"{f['best_T']:g}", f"{f['best_tau']:g}"]
             for d, (line, f) in zip(run.ledger, again)]
@@ -695,7 +698,7 @@ def curve_panels(groups: Sequence[Group], section: str) -> list[Panel]:
         keys = {k.replace("*", str(n)): note.replace("*", str(n)) for k, note in keys.items() for n in (shown if "*" in k else [0])}
         if any(value(r, k) is not None for r in rows for k in list(keys)[:1]):
             lines = curves(groups, keys, x == STEPS)
-            if "" in keys.values() and x == STEPS and not any(line.marker == "" for line in lines):
+            if "" in keys.values() and x == STEPS and not any(line.marker == "" for line in lines) and lines and lines[0].x[0] == 0:
                 lines.append(Line("iteration 0", [0, max(x for line in lines for x in line.x)], lines[0].y[:1] * 2, style="--", marker=""))
             found.append(Panel(name, title.replace("-S", f"-{min(S)}") if len(S) == 1 else title, see, x, y, lines))
     return found
@@ -704,10 +707,9 @@ def curve_panels(groups: Sequence[Group], section: str) -> list[Panel]:
 def curves(groups: Sequence[Group], keys: dict[str, str], steps: bool) -> list[Line]:
     """A colour a group, a line style a key; an SFT run beside others is a level line at its last value."""
     lines, scale = [], lambda run: run.config["steps_per_iter"] if steps else 1
-    named: set[str] = set()
     end = max((run.rows[-1]["iter"] * scale(run) for g in groups for run in g.runs if run.config["method"] != "sft"), default=0)
     for label, runs, colour in groups:
-        level = end and runs[0].config["method"] == "sft"
+        level, before = end and runs[0].config["method"] == "sft", len(lines)
         for style, (key, note) in zip(STYLES, keys.items()):
             seen = [{r["iter"]: v for r in run.rows if (v := value(r, key)) is not None} for run in runs]
             shared = sorted(set.intersection(*map(set, seen)))
@@ -716,8 +718,8 @@ def curves(groups: Sequence[Group], keys: dict[str, str], steps: bool) -> list[L
             if level and shared:
                 x, mean, se = [0, end], mean[-1:] * 2, se[-1:] * 2
             if shared:
-                lines.append(Line(note or label if len(groups) == 1 else "" if label in named else label, x, mean, se, colour, style, "" if level else "o"))
-                named.add(label)
+                name = note or label if len(groups) == 1 else label if len(lines) == before else ""
+                lines.append(Line(name, x, mean, se, colour, style, "" if level else "o"))
     return lines + [Line(note, [], [], style=style, marker="") for style, note in zip(STYLES, keys.values()) if len(groups) > 1 < len(keys)]
 
 
@@ -725,9 +727,9 @@ def calibration_panel(groups: Sequence[Group]) -> Panel:
     """Score against share of right answers, in the first iteration (dashed) and the last of each group's first run."""
     lines = []
     for _, (run, *_), colour in groups:
-        seen = [(r["iter"], c) for r in run.rows if isinstance(c := r.get("prm/calibration"), dict)]
+        seen = [(r["iter"], c) for r in run.rows if isinstance(c := r.get("prm/calibration"), dict) and {"score", "correct"} <= c.keys()]
         for style, (i, c) in zip(["-", "--"], [seen[-1], seen[0]] if seen else []):
-            points = [(a, b) for a, b in zip(c.get("score", []), c.get("correct", [])) if _is_number(a) and _is_number(b)]
+            points = [(a, b) for a, b in zip(c["score"], c["correct"]) if _is_number(a) and _is_number(b)]
             lines += [Line(shorten(f"{run.name}, iteration {i}", 44), *zip(*points), colour=colour, style=style)] * bool(points)
     if lines:
         lines.append(Line("calibrated", [0, 1], [0, 1], style=":", marker=""))
@@ -765,8 +767,8 @@ def time_panel(groups: Sequence[Group]) -> Panel:
     return Panel("time", "Where the time went", see, "seconds", "", bars=[bar for bar in totals if bar[1]])
 
 
-def draw(p: Panel):
-    """A panel as a matplotlib figure of a phone's width, in one ink, which the page's SVG replaces by its own."""
+def draw(p: Panel, png: Path) -> str:
+    """A panel by matplotlib, of a phone's width, as a PNG file and as SVG (returned), whose text takes the page's colour."""
     import matplotlib
     from matplotlib.figure import Figure
     entries = list(dict.fromkeys([line.label for line in p.lines if line.label] + [k for _, b in p.bars for k in b]))
@@ -780,7 +782,12 @@ def draw(p: Panel):
         ax.set(xlabel=p.xlabel, ylabel=p.ylabel)
         if rows:
             fig.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8, handlelength=2.6)
-    return fig
+        fig.savefig(png, dpi=130)
+        fig.savefig(buffer := io.BytesIO(), format="svg", transparent=True, metadata={"Date": None})
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", buffer.getvalue().decode(), flags=re.S).replace(INK, "currentColor")
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{p.name}-", svg)                        # many figures, one page: no id twice
+    label = escape(f"{p.title}. {p.see}")
+    return re.sub(r'.*?<svg .*?(viewBox="[^"]*").*?>', lambda m: f'<svg {m[1]} role="img" aria-label="{label}">', svg, count=1, flags=re.S)
 
 
 def _draw_lines(fig, ax, p: Panel) -> None:
@@ -837,7 +844,8 @@ def report(runs: Sequence[Run], out: Path) -> Path:
     """out/report.html, one page that needs nothing else, and its figures as out/figures/*.png; runs without metrics are in its table only."""
     drawn = [run for run in runs if run.rows]
     groups = by_seed(drawn)
-    parts = [table_html(table(runs), "all runs")]
+    parts, warn = [table_html(table(runs), "all runs")], lambda run: [f'<p class="alarm">{escape(line)}</p>' for line in alarms(run.rows, run.ledger)]
+    parts += warn(drawn[0]) if len(drawn) == 1 else []
     with_prm = [g for g in groups if any(k.startswith("prm") for run in g.runs for r in run.rows for k in r)]
     explore, prm = CURVES
     for title, panels in ((explore, curve_panels(groups, explore)), (prm, [*curve_panels(with_prm, prm), calibration_panel(with_prm)]),
@@ -845,7 +853,7 @@ def report(runs: Sequence[Run], out: Path) -> Path:
         if figures := figures_html(panels, out):
             parts += [f"<h2>{title}</h2>", figures]
     for number, run in enumerate(drawn, 1):
-        parts += [f"<h2>{escape(run.name)}</h2>", *(f'<p class="alarm">{escape(line)}</p>' for line in alarms(run.rows, run.ledger))]
+        parts += [f"<h2>{escape(run.name)}</h2>", *(warn(run) if len(drawn) > 1 else [])]
         parts += [f"<details><summary>Every number of metrics.jsonl</summary>{table_html(numbers_table(run), run.name)}</details>"]
         if run.ledger:
             parts += ["<h3>What the balancer saw and chose</h3>", table_html(decisions_table(run), "decisions"),
@@ -887,17 +895,9 @@ def table_html(text: str, name: str) -> str:
 def figures_html(panels: Sequence[Panel], out: Path) -> str:
     """The panels that hold anything as figures with inline SVG, side by side where there is room, and each as out/figures/NAME.png; "" if none does."""
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    found = []
-    for p in [p for p in panels if p.bars or p.heat or p.lines]:
-        fig, buffer = draw(p), io.BytesIO()
-        fig.savefig(out / "figures" / f"{p.name}.png", dpi=130)
-        fig.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-        svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", buffer.getvalue().decode(), flags=re.S).replace(INK, "currentColor")
-        svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{p.name}-", svg)                    # one page, many figures: no id twice
-        _, box, svg = re.split(r'<svg .*?(viewBox="[^"]*").*?>', svg, maxsplit=1, flags=re.S)
-        label = escape(f"{p.title}. {p.see}")
-        found.append(f'<figure><h3>{escape(p.title)}</h3><svg {box} role="img" aria-label="{label}">{svg}<figcaption>{escape(p.see)}</figcaption></figure>')
-    return f'<div class="grid">{"".join(found)}</div>' if found else ""
+    figures = [f"<figure><h3>{escape(p.title)}</h3>{draw(p, out / 'figures' / f'{p.name}.png')}<figcaption>{escape(p.see)}</figcaption></figure>"
+               for p in panels if p.bars or p.heat or p.lines]
+    return f'<div class="grid">{"".join(figures)}</div>' if figures else ""
 
 
 def write_page(path: Path, title: str, parts: Sequence[str]) -> Path:
@@ -963,7 +963,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {k: v for k, v in settings.items() if v is not None}
     if settings and not replaying or {"taus", "exact_tau"} <= settings.keys():
         raise UserError(f"--{next(iter(settings)).replace('_', '-')}: only with --replay" if not replaying else "--taus, --exact-tau: expected one of them")
-    runs = [read_run(path) for path in paths]
+    runs = [read_run(path) for path in dict.fromkeys(paths)]
+    names = [run.name for run in runs]
+    runs = [run if names.count(run.name) == 1 else run._replace(name=str(run.path)) for run in runs]
     out = out or (paths[0] if len(runs) == 1 else Path(os.path.commonpath([path.resolve().parent for path in paths])))
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
@@ -977,7 +979,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     again = replay(runs[0], **settings)
     same = f"{sum(line == d for d, (line, _) in zip(runs[0].ledger, again))} of {len(again)} decisions equal the ledger's in every field"
     print("\n".join([replay_table(runs[0], again), "", *([] if settings else [same]), str(replay_report(runs[0], again, out))]))
-
 
 
 if __name__ == "__main__":

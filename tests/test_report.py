@@ -150,12 +150,12 @@ def test_replay_with_other_settings(tmp_path):
     ("--replay --samples 0", "argument --samples: 0: expected a whole number, at least 1"), ("--replay --n-star x", "argument --n-star: x: expected a whole number"),
     ("--replay --taus 1:2", "--taus 1:2: expected FROM:TO:STEP"),
     ("--replay --taus 0:1:0.5 --exact-tau", "--taus, --exact-tau: expected one of them"), ("--taus -1:1:1", "--taus: only with --replay"),
-    ("--what", "unrecognized arguments"), ("--replay RUN", "expected one run, not 2"), ("--out /dev/null/x", "--out /dev/null/x: Not a directory"),
+    ("--what", "unrecognized arguments"), ("--replay OTHER", "expected one run, not 2"), ("--out /dev/null/x", "--out /dev/null/x: Not a directory"),
 ])
 def test_a_user_s_error_is_one_line(tmp_path, flags, said):
     run = make_run(tmp_path / "run")
     with pytest.raises(UserError) as e:
-        metrics.main([str(run), *flags.replace("RUN", str(run)).split()])
+        metrics.main([str(run), *flags.replace("OTHER", str(make_run(tmp_path / "b" / "run"))).split()])
     assert said in str(e.value) and "\n" not in str(e.value)
 
 
