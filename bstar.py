@@ -116,8 +116,8 @@ class Config:
 
 
 PRESETS = {
-    "toy": dict(reward="answer+oracle", sft_epochs=48, start_epoch=16, sft_lr=3e-3, num_iters=6, queries_per_iter=6000, K=8, steps_per_iter=120,
-                batch_size=64, lr=1e-3, lr_end=1e-4, balance_queries=150, max_tokens=64, max_length=160, eval_queries=200, val_queries=200,
+    "toy": dict(reward="answer+oracle", sft_epochs=9, start_epoch=3, sft_lr=3e-3, toy_max_ops=5, num_iters=6, queries_per_iter=6000, K=8, steps_per_iter=120,
+                batch_size=32, lr=1e-3, lr_end=1e-4, balance_queries=150, max_tokens=64, max_length=160, eval_queries=200, val_queries=200,
                 token_budget=4096),
     "gsm8k": dict(model="mistralai/Mistral-7B-v0.1", max_tokens=512, gradient_checkpointing=True, token_budget=8192),
     "math": dict(model="mistralai/Mistral-7B-v0.1", gradient_checkpointing=True, token_budget=8192),

@@ -128,20 +128,21 @@ def _toy_values(defs: dict[str, tuple[str, ...]]) -> dict[str, int]:
 def toy_query(rng: random.Random, max_ops: int, uid: str) -> Query:
     """A story of 2..max_ops people after the first, each defined by anyone before, and the human-like solution for the last one.
 
-    The solution takes the needed people in the story's order and + and * in either order; who is not needed is left out.
+    Everyone is needed for the last one. The solution takes the people in the story's order, and + and * in either order.
     """
-    names = rng.sample(NAMES, rng.randint(2, max_ops) + 1)
-    defs: dict[str, tuple[str, ...]] = {names[0]: (str(rng.randrange(1, MOD)),)}
-    for i, name in enumerate(names[1:], 1):
-        a, op = rng.choice(names[:i]), rng.choice("++-*")
-        b = rng.choice(names[:i]) if op == "+" and rng.random() < 0.7 else str(rng.choice(_UNITS if op == "*" else range(1, MOD)))
-        defs[name] = (a, op, b)
+    while True:                            # until everyone is needed for the last one: then a wrong step anywhere is a wrong solution
+        names = rng.sample(NAMES, rng.randint(2, max_ops) + 1)
+        defs: dict[str, tuple[str, ...]] = {names[0]: (str(rng.randrange(1, MOD)),)}
+        for i, name in enumerate(names[1:], 1):
+            a, op = rng.choice(names[:i]), rng.choice("++-*")
+            b = rng.choice(names[:i]) if op == "+" and rng.random() < 0.7 else str(rng.choice(_UNITS if op == "*" else range(1, MOD)))
+            defs[name] = (a, op, b)
+        if {x for d in defs.values() for x in d} >= set(names[:-1]):
+            break
     story = " ".join(f"{n} has {d[0]} ." if len(d) == 1 else toy_sentence(n, *d) for n, d in defs.items())
-    values, needed = _toy_values(defs), {names[-1]}
-    for name in reversed(names):
-        needed |= set(defs[name]) & set(names) if name in needed else set()
+    values = _toy_values(defs)
     steps = []
-    for name in [n for n in names[1:] if n in needed]:
+    for name in names[1:]:
         a, op, b = defs[name]
         if op in _COMMUTE and rng.random() < 0.5:
             a, b = b, a
@@ -223,8 +224,8 @@ def make_toy_model(folder: Path, seed: int, width: int = 64, layers: int = 2, he
                                         clean_up_tokenization_spaces=False, model_max_length=256)
     torch.manual_seed(seed)
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width + width // 2, num_hidden_layers=layers,
-                         num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=256, tie_word_embeddings=False,
-                         pad_token_id=0, bos_token_id=1, eos_token_id=2)
+                         num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=256, initializer_range=0.06,
+                         tie_word_embeddings=False, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -1,4 +1,5 @@
-r"""Rewards. 1. Is the answer right: extraction and equality, one grader for training and for evaluation. 2. Unit tests. 3. Eq. 1.
+r"""Rewards. 1. Is the answer right: extraction and equality, one grader for training and for evaluation. 2. Unit tests. 3. Is every
+step right: the process reward model. 4. Eq. 1.
 
     response -> extract -> normalise -> lists, tuples, intervals, matrices -> exact values, else Math-Verify -> 0 or 1
 
@@ -32,7 +33,7 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Sequence
 
-from data import check_toy, last_boxed
+from data import UserError, check_toy, last_boxed, micro_batches
 
 # -- extract: response -> answer ------------------------------------------------------------------------------------------
 
@@ -583,19 +584,163 @@ def grade_programs(programs: Sequence[str], tests: Sequence[dict], fn_names: Seq
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# 3. The reward
+# 3. Steps, and the process reward model
+#
+# Text goes between policy and PRM, never token ids, so their tokenizers may differ. A PRM reads
+# query, step, separator, step, separator, ... and says at each separator how likely the steps so far are right.
 
-REWARDS = {"answer": (0.0, 1.0), "answer+oracle": (-1.0, 2.0)}          # name -> the least and the greatest r
+_FORMULA = (r"\\[$\\](?![\[(])|\$\$(?:(?!\$\$).){0,4000}\$\$|\$[^$\n]+\$|\\\[(?:(?!\\\[).){0,4000}?\\\]|\\\((?:(?!\\\().){0,4000}?\\\)|"
+            r"\\begin\{(\w+\*?)\}(?:(?!\\begin\{\1\}).){0,8000}?\\end\{\1\}|\[asy\](?:(?!\[asy\]).){0,8000}?\[/asy\]")
+_STEP_END = re.compile(rf"{_FORMULA}|(?P<end>\s*\n\s*(?![a-z\s]|\\\[|\\begin|\$\$)|(?<=[.!?])(?= +[A-Z$\\])|(?<=[.!?][$)])(?= +[A-Z$\\])| ;(?= ))", re.S)
 
 
-def step_scores(queries: Sequence[str], responses: Sequence[str], reward: str) -> list[list[float]]:
+def step_ends(text: str) -> list[int]:
+    r"""Where each step of a solution ends: at a new line, at the end of a sentence, or at the toy's " ;", never inside a formula.
+
+    A formula is what stands in $, $$, \[ \], \( \), \begin \end or [asy]. A line that goes on with a small letter or a displayed formula is the
+    same step still.
+    """
+    ends = [m.end() for m in _STEP_END.finditer(text) if m["end"] is not None]
+    cuts = [e for a, e in zip([0, *ends], ends) if text[a:e].strip()]
+    last = cuts[-1] if cuts else 0
+    return [*cuts, len(text)] if text[last:].strip() else [*cuts[:-1], len(text)] if cuts else []
+
+
+def split_steps(text: str) -> list[str]:
+    r"""The steps of a solution, as `step_ends` cuts them, without the white space and " ;" between them   [App. A]
+
+    >>> split_steps("3 boxes hold $1.5. X$ each. So $x = 4.5$.\n#### 4.5")
+    ['3 boxes hold $1.5. X$ each.', 'So $x = 4.5$.', '#### 4.5']
+    >>> split_steps("Cid = Ida * 6 = 5 * 6 = 0 ; # 0")
+    ['Cid = Ida * 6 = 5 * 6 = 0', '# 0']
+    """
+    ends = step_ends(text)
+    return [text[a:e].strip().removesuffix(" ;") for a, e in zip([0, *ends], ends)]
+
+
+PRM_FORMATS = ("own", "shepherd", "qwen")
+
+
+class PRM:
+    """A process reward model: p_j = P(steps 1..j are right | query), in [0, 1]   [Sec. 2.3, App. A]
+
+    own       AutoModelForTokenClassification with two labels, 1 = right, read at the end of the separator after each step: what train_prm.py
+              and TRL's PRMTrainer write. `step_separator` and `prompt_template` stand in tokenizer_config.json ("\\n" and "{query}" if not).
+    shepherd  Math-Shepherd's: a causal model whose next token at the tag is + or -.
+    qwen      Qwen2.5-Math-PRM's: a two-class head at <extra_0>, in a chat.
+    """
+
+    def __init__(self, model, tokenizer, kind: str = "own", token_budget: int = 16384):
+        self.model, self.tokenizer, self.kind, self.budget = model.eval(), tokenizer, kind, token_budget
+        self.separator = tokenizer.init_kwargs.get("step_separator", "\n")
+        self.template = tokenizer.init_kwargs.get("prompt_template", "{query}")
+        self.limit = min(getattr(model.config, "max_position_embeddings", 1 << 30), tokenizer.model_max_length)
+
+    @classmethod
+    def load(cls, path: str | Path, kind: str = "own", token_budget: int = 16384) -> "PRM":
+        """A PRM from a folder or the hub, bfloat16 on a GPU; raises UserError where it can't be read or is of another kind"""
+        import torch
+        import transformers
+        makers = {"own": transformers.AutoModelForTokenClassification, "shepherd": transformers.AutoModelForCausalLM, "qwen": _qwen_prm}
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+            maker = makers[kind] if kind != "qwen" else _qwen_prm()
+            model, info = maker.from_pretrained(path, dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32, output_loading_info=True)
+        except Exception as e:  # missing, torn, of an unknown kind: many exception types, one way out
+            raise UserError(f"--prm {path}: can't be read ({' '.join(str(e).split())[:200]})") from None
+        if info["missing_keys"] or kind == "own" and model.config.num_labels != 2:
+            raise UserError(f"--prm {path}: it has no two-label head of --prm-format {kind}; the formats are {', '.join(PRM_FORMATS)}")
+        return cls(model, tokenizer, kind, token_budget)
+
+    def encode(self, query: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
+        """ids (L,) of query and steps, and the place of each step's score"""
+        ask = lambda text: self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if self.kind == "own":
+            ids = [self.tokenizer.bos_token_id] * (self.tokenizer.bos_token_id is not None) + ask(self.template.replace("{query}", query))
+            separator, places = ask(self.separator), []
+            for step in steps:
+                ids = ids + ask(step) + separator
+                places.append(len(ids) - 1)
+            return ids, places
+        tag = {"shepherd": "ки", "qwen": "<extra_0>"}[self.kind]
+        steps = [s.replace(tag, "") for s in steps]
+        if self.kind == "shepherd":
+            text = query.replace(tag, "") + " " + "\n".join(f"Step {j}: {s} {tag}" for j, s in enumerate(steps, 1))
+            ids = self.tokenizer(text)["input_ids"]
+        else:
+            turns = zip(("system", "user", "assistant"), (r"Please reason step by step, and put your final answer within \boxed{}.",
+                                                          query.replace(tag, ""), tag.join([*steps, ""])))
+            ids = self.tokenizer.apply_chat_template([{"role": r, "content": c} for r, c in turns], tokenize=True, return_dict=False)
+        mark = ask(f" {tag}" if self.kind == "shepherd" else tag)[-1]
+        return ids, [i for i, t in enumerate(ids) if t == mark]
+
+    def logits(self, rows: Sequence[Sequence[int]], places: Sequence[Sequence[int]]):
+        """(steps of all rows, 2) for wrong and right; the head runs at the steps' places only, and causal attention needs no mask for padding"""
+        import torch
+        L, dev = max(map(len, rows)), self.model.device
+        ids = torch.tensor([list(r) + [0] * (L - len(r)) for r in rows], device=dev)                # (B, L)
+        row = torch.tensor([b for b, at in enumerate(places) for _ in at], device=dev)
+        column = torch.tensor([i for at in places for i in at], device=dev)
+        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[row, column]   # (steps, width)
+        if self.kind != "shepherd":
+            return self.model.score(hidden).float()
+        signs = [self.tokenizer(f" {sign}", add_special_tokens=False)["input_ids"][-1] for sign in "-+"]
+        return torch.nn.functional.linear(hidden, self.model.get_output_embeddings().weight[signs]).float()
+
+    def score(self, queries: Sequence[str], responses: Sequence[str]) -> list[list[float]]:
+        """Probabilities in [0, 1], one a step of each response; equal pairs are read once, batches are of equal length and a token budget
+
+        What the PRM can't read it does not vouch for: a response without any step is one step of 0, steps beyond the longest
+        input it takes are 0, and so is a score that is not a number (said on stderr).
+        """
+        import torch
+        pairs, found, odd = list(dict.fromkeys(zip(queries, responses, strict=True))), {}, 0
+        inputs = [self.encode(q, split_steps(r)) for q, r in pairs]
+        home, gpu = self.model.device, "cuda" if torch.cuda.is_available() else "cpu"
+        self.model.to(gpu)
+        with torch.inference_mode():
+            for rows, which in micro_batches([(ids[:self.limit], k) for k, (ids, _) in enumerate(inputs) if ids], self.budget):
+                places = [[i for i in inputs[k][1] if i < self.limit] for k in which]
+                p = self.logits(rows, places).softmax(-1)[:, 1].tolist()
+                odd += sum(x != x for x in p)
+                for k, at in zip(which, places):
+                    mine, p = p[:len(at)], p[len(at):]
+                    found[k] = [x if x == x else 0.0 for x in mine] + [0.0] * (len(inputs[k][1]) - len(at)) or [0.0]
+        self.model.to(home)
+        if odd:
+            print(f"PRM: {odd} step scores are not a number and count as 0", file=sys.stderr)
+        scores = {pair: found.get(k, [0.0]) for k, pair in enumerate(pairs)}
+        return [scores[pair] for pair in zip(queries, responses)]
+
+
+def _qwen_prm():
+    import torch
+    from transformers import Qwen2Model, Qwen2PreTrainedModel
+
+    class Qwen2ForProcessRewardModel(Qwen2PreTrainedModel):
+        """The layout of the released weights, so that no code from the hub has to run"""
+        def __init__(self, config):
+            super().__init__(config)
+            self.model, width = Qwen2Model(config), config.hidden_size
+            self.score = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.ReLU(), torch.nn.Linear(width, 2))
+            self.post_init()
+    return Qwen2ForProcessRewardModel
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# 4. The reward
+
+REWARDS = {"answer": (0.0, 1.0), "answer+prm": (-1.0, 2.0), "answer+oracle": (-1.0, 2.0)}   # name -> the least and the greatest r
+
+
+def step_scores(queries: Sequence[str], responses: Sequence[str], reward: str, prm: PRM | None = None) -> list[list[float]]:
     """The process scores of each response, one in [0, 1] a step; empty lists where the reward has no process part.
 
     answer+oracle is the toy's exact step checker in the place of a perfect PRM: the ceiling to compare a learned one with.
     """
     if reward == "answer+oracle":
         return [[float(ok) for ok in check_toy(q, r)] for q, r in zip(queries, responses, strict=True)]
-    return [[] for _ in responses]
+    return prm.score(queries, responses) if reward == "answer+prm" else [[] for _ in responses]
 
 
 def r_prm(steps: Sequence[float]) -> float:
