@@ -32,12 +32,12 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Sequence
 
-from data import check_toy, last_boxed
+from data import UserError, check_toy, last_boxed
 
 # -- extract: response -> answer ------------------------------------------------------------------------------------------
 
 _PHRASES = [re.compile(".*" + phrase, re.S | re.I) for phrase in (
-    r"\\(?:boxed|fbox)\s+([^\s{}$\\]+)", r"####\s*([^\n]+)",
+    r"####\s*([^\n]+)",
     r"(?:final answer is|answer is|answer\s*\**:)[:\s*]*(?:\$\$|\\\[)?\s*([^\n]+)")]
 # A full stop ends the answer, but "2.5" and "4 p.m." go on.
 _SENTENCE_END = re.compile(r"(?<![ap]\.m)\.(?=[\s*$]|$)(?!\s*m\.)|,?\s+(?:because|since|which|where|I hope)\b")
@@ -45,9 +45,11 @@ _LABEL = re.compile(r"(?:(?i:option|choice|answer)\s+)?\(?([A-E1-5])(?:\)|(?=[\s
 
 
 def _said(text: str) -> str | None:
-    r"""The last complete \boxed{}, else what follows "####", "answer is" or "Answer:"."""
+    r"""The last complete \boxed{} or the list of such, none of "\boxed{1} or \boxed{2}"; else what follows "####", "answer is" or "Answer:"."""
+    if (box := last_boxed(text, hedged=False)) is not None:
+        return box or None
     said = next((m[1] for phrase in _PHRASES if (m := phrase.match(text))), "")
-    return (last_boxed(text) or "").strip() or _SENTENCE_END.split(said[:2000], maxsplit=1)[0].strip(" *\t\r") or None
+    return _SENTENCE_END.split(said[:2000], maxsplit=1)[0].strip(" *\t\r") or None
 
 
 def _choice(text: str) -> str | None:
@@ -342,7 +344,7 @@ def _ask(pred: str, gold: str, budget: list[float]) -> bool:
 # -- the graders: task -> (extraction, equality); a new task takes an entry here --------------------------------------------
 
 GRADERS = {"toy": (lambda text: (re.findall(r"#\s*(-?[0-9]+)\s*\Z", text) or [None])[0], operator.eq),
-           "arc": (_choice, operator.eq), "gsm8k": (_said, _same), "math": (_said, _same)}
+           "arc": (_choice, lambda p, g: (_choice(p) or p) == g), "gsm8k": (_said, _same), "math": (_said, _same)}
 
 
 def extract_answer(text: str, task: str) -> str | None:
@@ -396,7 +398,7 @@ _servers = {False: [], True: []}  # unsafe -> fork servers without work; a forke
 os.register_at_fork(after_in_child=lambda: [idle.clear() for idle in _servers.values()])
 
 
-class SandboxError(RuntimeError):
+class SandboxError(UserError):
     """One line: model-written programs can't be run safely here, why, and what to do."""
 
 
@@ -557,12 +559,13 @@ def _passes(server: ForkServer, program: str, tests: dict, fn_name: str | None) 
 def run_unit_tests(program: str, tests: dict, fn_name: str | None = None, unsafe: bool = False) -> bool:
     """1[the program passes every test], run in sandbox.py's fork server; no reward for half of them
 
-    `tests`: {"inputs": [...], "outputs": [...]} as in APPS (stdin texts, or argument lists of `fn_name`, which may stand in
-    tests), or what assert_tests returns. Raises SandboxError where isolation falls short, unless `unsafe`.
+    `tests`: {"inputs": [...], "outputs": [...]} as in APPS (stdin texts, or argument lists of `fn_name`), or what assert_tests
+    returns; `fn_name` and `unsafe` may stand in them. Raises SandboxError where isolation falls short, unless `unsafe`.
 
     >>> run_unit_tests("def square(x): return x + x", {"inputs": [[2], [3]], "outputs": [[4], [9]]}, "square")
     False
     """
+    unsafe = unsafe or tests.get("unsafe", False)
     for _ in range(2):  # once more where the fork server was killed from outside
         try:
             server = _servers[unsafe].pop()
@@ -575,6 +578,27 @@ def run_unit_tests(program: str, tests: dict, fn_name: str | None = None, unsafe
     return verdict
 
 
+_BLOCK = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.S | re.M)
+
+
+def extract_program(text: str) -> str | None:
+    r"""The program of a response: its last fenced code block, else all of it.
+
+    >>> extract_program("Here:\n```python\nprint(1)\n```\nIt prints."), extract_program("print(1)"), extract_program("")
+    ('print(1)\n', 'print(1)', None)
+    """
+    return (_BLOCK.findall(text) or [text])[-1] or None
+
+
+def passes(program: str, gold: str) -> bool:
+    """run_unit_tests by a query's gold: APPS's tests as JSON, or {"asserts": arguments of assert_tests}   [Sec. 2.1, "unit tests pass result"]"""
+    tests = json.loads(gold)
+    return run_unit_tests(program, {**tests, **assert_tests(**tests["asserts"])} if "asserts" in tests else tests)
+
+
+GRADERS["code"] = (extract_program, passes)
+
+
 def grade_programs(programs: Sequence[str], tests: Sequence[dict], fn_names: Sequence[str | None] | None = None,
                    workers: int | None = None, unsafe: bool = False) -> list[bool]:
     """run_unit_tests for many programs, tests and fn_names one a program, in `workers` fork servers (None: one a CPU)."""
@@ -585,7 +609,7 @@ def grade_programs(programs: Sequence[str], tests: Sequence[dict], fn_names: Seq
 # ---------------------------------------------------------------------------------------------------------------------
 # 3. The reward
 
-REWARDS = {"answer": (0.0, 1.0), "answer+oracle": (-1.0, 2.0)}          # name -> the least and the greatest r
+REWARDS = {"answer": (0.0, 1.0), "tests": (0.0, 1.0), "answer+oracle": (-1.0, 2.0)}          # name -> the least and the greatest r
 
 
 def step_scores(queries: Sequence[str], responses: Sequence[str], reward: str) -> list[list[float]]:
