@@ -1,7 +1,7 @@
 """B-STaR: self-taught reasoning that watches exploration and exploitation, and balances them before each iteration.
 
     python bstar.py                                   the toy, on a CPU, in minutes
-    python bstar.py --task math                       the paper's main run, on one GPU node (vLLM)
+    python bstar.py --task math                       the paper's main run, on one GPU node (vLLM); arc and code are its others
     python bstar.py --task gsm8k --model DIR --train-file train.jsonl --test-file test.jsonl
     python bstar.py --method online-rft --tau 0.2     a baseline, or a fixed (T, tau)
 

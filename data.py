@@ -3,7 +3,8 @@
     rows (hub or file) -> Query -> prompt ids -> [engine] -> Sample -> (ids, n_prompt) -> micro-batches
 
 A task is one loader here (`LOADERS`), one grader in rewards.py and one preset in bstar.py. Every loader returns `Splits`: `train` queries
-(those with a human `solution` are also the SFT set), `val` queries to choose checkpoints on, and named `tests` that are only reported.
+(those with a human `solution` are also the SFT set), `val` queries to choose checkpoints on, and named `tests` that are only reported. A
+loader of real rows is a function that makes a Query of one row (`math_row`, `arc_row`, `code_row`), where to find the rows, and two prompts.
 
 The default task is a toy: chains of modular arithmetic in words, after iGSM ("Physics of Language Models 2.1"). Its answers can be
 guessed (there are only ten), its steps can all be checked (`check_toy`), so that "right answer by wrong reasoning" is a number here
@@ -474,7 +475,7 @@ def load_arc(cfg) -> Splits:
                             {"arc": ("allenai/ai2_arc", "ARC-Challenge", "test")})
     val, train = hold_out(rows, cfg.val_queries, "arc val")
     return Splits(train, val, tests, "Question: {query}\nAnswer:\n",
-                  "{query}\nThink step by step, then end with the label of the one right choice, as in 'The answer is (B).'")
+                  "{query}\nThink step by step, and end with 'The answer is (X).', where X is the label of the one right choice.")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -41,7 +41,9 @@ _PHRASES = [re.compile(".*" + phrase, re.S | re.I) for phrase in (
     r"(?:final answer is|answer is|answer\s*\**:)[:\s*]*(?:\$\$|\\\[)?\s*([^\n]+)")]
 # A full stop ends the answer, but "2.5" and "4 p.m." go on.
 _SENTENCE_END = re.compile(r"(?<![ap]\.m)\.(?=[\s*$]|$)(?!\s*m\.)|,?\s+(?:because|since|which|where|I hope)\b")
-_LABEL = re.compile(r"(?:(?i:option|choice|answer)\s+)?\(?([A-E1-5])(?:\)|(?=[\s.:,]|$))|\(([a-e])\)|([a-e])(?=[).]?$)")
+# "A dog" and "3 meters" are no labels, but "A: a dog" and "B a dog" are.
+_LABEL = re.compile(r"(?:(?i:option|choice|answer|letter)\s+)?(?:\(([A-Ea-e1-5])\)|([A-E1-5])\)|([B-E])(?=[\s.:,]|$)|([A1-5])(?=[.:,](?!\d)|\s*$)|([a-e])(?=[).]?$))")
+_HEDGE = re.compile(r"[\s,.]*(?:or|and|/|&|,)\s*\(?[A-E1-5]\b|[\s,.]+[B-E](?=[.,)]|$)|[^.\n]*\bor\b[^.\n]*\([A-E1-5]\)")
 
 
 def _said(text: str) -> str | None:
@@ -55,10 +57,10 @@ def _said(text: str) -> str | None:
 def _choice(text: str) -> str | None:
     r"""The one choice a response names: "(B)", "B.", "B) text", "\text{(B)}"; "A or B" names none."""
     alone = re.fullmatch(r"\s*\(?[A-E1-5](?:[.):][^\n]*|\s*)", text)
-    text = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\b|[{}$*\\]", "", _said(text) or (text if alone else "")).strip()
+    text = _said(re.sub(r"(?i)\b(?:correct|right|best) (?:option|choice)\b", "answer", text)) or (text if alone else "")
+    text = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\b|[{}$*\\\"'`<>\[\]]", "", text[:2000]).strip()
     m = _LABEL.match(text)
-    hedge = m and re.match(r"[\s,.]*(?:or|and|/|&|,)\s*\(?[A-E1-5]\b", text[m.end():])
-    return None if hedge or not m else (m[1] or m[2] or m[3]).upper()
+    return None if not m or _HEDGE.match(text, m.end()) else m[m.lastindex].upper()
 
 
 # -- normalise: one spelling for what LaTeX and prose spell in many ways --------------------------------------------------
@@ -72,7 +74,8 @@ _WORD_VALUES = dict(zip("zero one two three four five six seven eight nine ten e
 _RULES = [(re.compile(p), r) for p, r in (
     (r"\\phantom\s*(?:\{[^}]*\}|.)|\\(?:left|right|[bB]igg?[lr]?|displaystyle)(?![a-zA-Z])\.?|\\[()\[\]]|(?<!\\)\$|\*\*", ""),
     (r"(?<=\d)\s*,\s*\\!\s*(?=\d{3})|\\!|(?<=\d)\{,\}(?=\d)|(?<=\d)(?:\\[,;: ]|~)(?=\d{3}(?!\d))", ""),
-    (r"\\[,;: ]|~|\\q?quad(?![a-z])|\s+", " "), (r"(?<![\d.,] )(?<![\d.])(\d{1,3}) (?=\d{3}(?![\d/]))", r"\1"),
+    (r"\\[,;: ]|~|\\q?quad(?![a-z])|\s+", " "),
+    (r"(?<![\d.,] )(?<![\d.])(\d{1,3})((?: \d{3})+)(?![\d/]| \d)", lambda m: m[0].replace(" ", "")),
     (r"\\[dtc]frac", r"\\frac"), (r"\\(?:leq|leqslant|geq|geqslant|neq)(?![a-z])", lambda m: m[0][:3]),
     (r"\\varnothing|\\\{\s*\\\}", r"\\emptyset"), (r"\\l[bB]race(?![a-z])", r"\\{"), (r"\\r[bB]race(?![a-z])", r"\\}"),
     (r"\\(?:mbox|text(?:bf|it|rm|normal)?|math(?:rm|bf|it|sf)|operatorname|boxed|fbox)\s*\{([^{}]*)\}",
@@ -591,7 +594,7 @@ def extract_program(text: str) -> str | None:
 
 
 def passes(program: str, gold: str) -> bool:
-    """run_unit_tests by a query's gold: APPS's tests as JSON, or {"asserts": arguments of assert_tests}   [Sec. 2.1, "unit tests pass result"]"""
+    """1[y^ passes all unit tests of x]; gold is their JSON: those of APPS, or {"asserts": arguments of assert_tests}   [Eq. 1, Sec. 2.1]"""
     tests = json.loads(gold)
     return run_unit_tests(program, {**tests, **assert_tests(**tests["asserts"])} if "asserts" in tests else tests)
 

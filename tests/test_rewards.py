@@ -23,6 +23,7 @@ EQUAL = r"""
 5 | x=5 | x = 5 | 5 apples | x=2+3=5 | 2+3=5 | +5 | 5.0
 120,000 | 120000
 1000 | 1\,000 | 1,\!000 | 1 000
+1000000 | 1 000 000 | 10^6
 1,000 | 1{,}000
 111, \! 111, \! 111 | 111,111,111
 \frac13 | 0.\overline{3}
@@ -364,6 +365,11 @@ EXTRACT = [
     ("arc", "The correct answer is: D. Rain", "D"),
     ("arc", "**Answer: option A**", "A"),
     ("arc", r"$\boxed{\text{(B)}}$", "B"), ("arc", r"\boxed{b}", "B"), ("arc", "#### E", "E"),
+    ("arc", "The correct option is B.", "B"), ("arc", "The best choice is (d).", "D"), ("arc", 'The answer is "B".', "B"), ("arc", "The answer is [B]", "B"),
+    ("arc", "The answer is letter D", "D"), ("arc", "The answer is A: a dog", "A"), ("arc", "The answer is B a dog", "B"), ("arc", "The answer is A.", "A"), ("arc", "The answer is 4.", "4"),
+    ("arc", "B. A dog and a cat", "B"), ("arc", "B. Either a dog or a cat", "B"), ("arc", "The answer is (B) and not (A).", "B"), ("arc", "The answer is B, not A", "B"),
+    ("arc", "The answer is A dog", None), ("arc", "The answer is 3 meters", None), ("arc", "The answer is 3.5 meters", None), ("arc", "The answer is A B", None),
+    ("arc", "The answer is (A) a dog, or maybe (B)", None), ("arc", r"\boxed{A} or \boxed{B}", None), ("arc", r"\boxed{A}, \boxed{B}", None), ("arc", r"\boxed{AB}", None),
     ("arc", "The answer is A or B", None), ("arc", "The answer is (A) and (B)", None), ("arc", "The answer is A, B", None),
     ("arc", "The answer is not B", None), ("arc", "The answer is a rock", None), ("arc", "Dry palms", None), ("arc", "", None),
 ]
@@ -590,7 +596,7 @@ HOSTILE = [
     "$" * 500, "\\" * 500, "-" * 499 + "1", r"\sin" * 120, "|" * 100, "^" * 50, ",".join(["1"] * 200), " " * 1_000_000 + "6",
     r"|\sin(9^{9^9})|", r"\lfloor 9^{99999} \rfloor", "1e999999999", "0." + "0" * 400 + "1", r"0.\overline{" + "9" * 400 + "}",
     "(x+1)^{99999}", "(x+y+z)^{5000}", r"\lceil (x+1)^{9999} \rceil", "__import__('os').system('touch /tmp/owned')",
-    "answer is " * 100_000, "#### " * 100_000, "5 " * 400, "a.m. " * 90, r"\text{" * 99, "1_" * 200, "1:" * 200, "1%" * 300,
+    "B or " * 200_000, r"\boxed 5 or " * 90_000, "```\n" * 100_000, "(A) or " * 100_000, "answer is " * 100_000, "#### " * 100_000, "5 " * 400, "a.m. " * 90, r"\text{" * 99, "1_" * 200, "1:" * 200, "1%" * 300,
 ]
 
 
@@ -599,6 +605,8 @@ def test_hostile(i):
     text = HOSTILE[i]
     start = time.monotonic()
     said = [rf"\boxed{{{text}}}", r"\boxed{\frac{10}{2}}", text, "#### " + text, r"\boxed{5.0001}"]
+    for task in ("arc", "code", "gsm8k"):
+        assert all(extract_answer(x, task) != "5" or "5" in text[:9] for x in said[2:4])
     verdicts = grade(said, ["5"] * 5, "math") + [answers_match(text, "7", "math"), answers_match("7", text, "math")]
     assert time.monotonic() - start < 10
     assert verdicts[1] and not verdicts[4] and not any(verdicts[5:])
