@@ -81,7 +81,7 @@ _RULES = [(re.compile(p), r) for p, r in (
     (r"\\(?:mbox|text(?:bf|it|rm|normal)?|math(?:rm|bf|it|sf)|operatorname|boxed|fbox)\s*\{([^{}]*)\}",
      lambda m: " " + re.sub(r"(?<![\w.])[mgshL](?![\w.])", lambda u: _LETTERS[u[0]], m[1]) + " "),
     (r"\s*_\{(\w+)\}", r"_\1"), (r"(?<![\w})])\(([A-Z])\)(?![\w({])", r"\1"), (r"^\s*\\\{([^,]*)\\\}\s*$", r"\1"),
-    (r"^\\\$\s*([\d.,]+)\s*$", r"\1 dollars"), (r"\\\$", ""), (r"\\?%", r"\\%"),
+    (r"^\\\$\s*([\d.,]*\d)[.,\s]*$", r"\1 dollars"), (r"\\\$", ""), (r"\\?%", r"\\%"),
     (r"(?i)(?<=\d)(?::00)?\s*([ap])\.?\s?m\b\.?", lambda m: " " + m[1].lower() + "m"),
     (r"(?<![a-zA-Z\\])(sqrt|sin|cos|tan|cot|sec|csc|log|ln|pi)(?![a-zA-Z])", r"\\\1"), (r"(?<!\w)infinity", r"\\infty"),
     (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"), (r"\\(frac|sqrt)\s*([\da-z])", r"\\\1{\2}"),
@@ -133,7 +133,7 @@ def _tree(text: str, thousands: bool) -> str | tuple:
         if len(parts) > 1:
             return kind, tuple(_tree(x, thousands) for x in parts)
     sides = _split(text, "=", r"\in")
-    if len(sides) == 2 and not isinstance(tree := _tree(sides[1], thousands), str):
+    if len(sides) == 2 and not re.match(r"[-\d]", sides[0]) and not isinstance(tree := _tree(sides[1], thousands), str):
         return tree  # a name, as in 'A = \begin{pmatrix}...' or 'x \in (1, 2)', says nothing
     if m := _MATRIX.fullmatch(text):
         rows = [tuple(_tree(x, False) for x in _split(row, "&")) for row in m[2].split("\1") if row.strip()]
@@ -265,15 +265,21 @@ def _equal(p: str | tuple, g: str | tuple, budget: list[float]) -> bool:
     return True
 
 
+_INTEGER = re.compile("-?[0-9]+")
+
+
 def _same(pred: str, gold: str) -> bool:
     if pred == gold or max(len(pred), len(gold)) > MAX_CHARS:
         return pred == gold
+    if _INTEGER.fullmatch(pred) and _INTEGER.fullmatch(gold):  # most of GSM8K
+        return int(pred) == int(gold)
     pred, gold, budget = _normal(pred), _normal(gold), [HARD_LIMIT]
     unequal = [bool(re.search(r"[<>]|\\[lg]e(?![a-z])", x)) for x in (pred, gold)]
     if sum(unequal) == 1:  # x > 3 is (3, \infty); Math-Verify wants the inequality second
         return _ask(*((gold, pred) if unequal[0] else (pred, gold)), budget)
-    try:  # '70,110' may be one number or two
-        readings = dict.fromkeys((_tree(pred, thousands), _tree(gold, thousands)) for thousands in (True, False))
+    try:  # '70,110' may be one number or two, '115,000' only one
+        ways = (True,) if re.search(r",0\d", pred + gold) else (True, False)
+        readings = dict.fromkeys((_tree(pred, thousands), _tree(gold, thousands)) for thousands in ways)
         return bool(pred) and any(_equal(p, g, budget) for p, g in readings)
     except (ArithmeticError, ValueError, RecursionError):  # hostile nesting, a number past every limit
         return False

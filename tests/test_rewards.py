@@ -56,7 +56,7 @@ A, B | \text{A,B} | B, A
 99\pi \text{ square inches} | 99\pi
 8\sqrt{3} \text { square inches} | 8\sqrt{3}
 480 + 480\sqrt{3}\text{ feet} | 480(1+\sqrt{3})
-18 | 18 dollars | \$18 | \$18.00 | $18
+18 | 18 dollars | \$18 | \$18. | \$18.00 | $18
 54.6 | \$ 54.60
 \$18.90 | 18.90
 1250 | \$1,250
@@ -207,6 +207,9 @@ Softball, Kickball, Picnic | \text{Softball, Kickball, Picnic}
 # prediction | reference: never equal
 UNEQUAL = r"""
 x=5 | y=5
+-x \in [1,2] | x \in [1,2]
+2x \in [1,2] | x \in [1,2]
+115,0000 | 115,000
 2500 | 25
 25 | 2500
 120,006 | 120,000
