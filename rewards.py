@@ -287,7 +287,7 @@ def _same(pred: str, gold: str) -> bool:
 
 # -- slow path: Math-Verify in child processes ------------------------------------------------------------------------------
 
-WORKERS, HARD_LIMIT = 2, 6.0  # children; seconds a pair may take
+WORKERS, HARD_LIMIT = min(16, os.cpu_count() or 1), 6.0  # children; seconds a pair may take
 # Not for Math-Verify: plain words, and what makes it hang or fill the memory.
 _HOPELESS = re.compile(r"\^\s*(?:\{[^}]*|.)[\^!]|\^\s*\{?-?\d{4}|\)\^\{?\d{3}|(?<!\d)!|\d{3}!|\d{60}|(?<![a-zA-Z\\])[a-zA-Z]{4}"
                        r"|\\(?:sum|prod|i*int|oint|lim|uparrow|begin)(?![a-z])")
@@ -610,8 +610,8 @@ GRADERS["code"] = (extract_program, passes)
 
 def grade_programs(programs: Sequence[str], tests: Sequence[dict], fn_names: Sequence[str | None] | None = None,
                    workers: int | None = None, unsafe: bool = False) -> list[bool]:
-    """run_unit_tests for many programs, tests and fn_names one a program, in `workers` fork servers (None: one a CPU)."""
-    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+    """run_unit_tests for many programs, tests and fn_names one a program, in `workers` fork servers."""
+    with ThreadPoolExecutor(workers or WORKERS) as pool:
         return list(pool.map(run_unit_tests, programs, tests, fn_names or repeat(None), repeat(unsafe)))
 
 

@@ -246,6 +246,29 @@ def test_bad_rows_are_skipped_with_a_count_and_the_first_ones_place(tmp_path, ca
         assert "\n" not in str(e.value) and len(str(e.value)) < 1000
 
 
+@pytest.mark.parametrize("task, train, tests", [
+    ("gsm8k", ["openai/gsm8k/main[train]"], {"gsm8k": "openai/gsm8k/main[test]"}),
+    ("math", [f"EleutherAI/hendrycks_math/{s}[{split}]" for split in ("train", "test") for s in data.MATH_SUBJECTS],
+     {"math500": "HuggingFaceH4/MATH-500/[test]", "gsm8k": "openai/gsm8k/main[test]"}),
+    ("arc", ["allenai/ai2_arc/ARC-Challenge[train]", "allenai/ai2_arc/ARC-Challenge[validation]"], {"arc": "allenai/ai2_arc/ARC-Challenge[test]"}),
+    ("code", ["hf://datasets/codeparrot/apps/train.jsonl/[train]"], {"apps": "hf://datasets/codeparrot/apps/test.jsonl/[test]", "mbpp": "google-research-datasets/mbpp/full[test]"})])
+def test_what_is_read_from_the_hub(monkeypatch, task, train, tests):
+    """No network here: the public names asked for, and rows of each one's columns (MATH-500 and GSM8K have an answer, hendrycks_math has none)."""
+    read = []
+
+    def rows_of(name, config, split):
+        read.append(at := f"{name}/{config or ''}[{split}]")
+        for i in range(10):
+            row = {"question": f"{at} {i}", "answer": "#### 1"} if "gsm8k" in at else {"problem": f"{at} {i}", "solution": r"\boxed{1}"} if task == "math" else \
+                {**ARC[i], "question": f"{at} {i}"} if task == "arc" else apps(SUM, question=f"{at} {i}")
+            yield f"{at}:{i}", row
+    monkeypatch.setattr(data, "hub_rows", rows_of)
+    s = data.LOADERS[task](config("--task", task))
+    assert sorted(read) == sorted([*train, *tests.values()]) and {name: len(qs) for name, qs in s.tests.items()} == dict.fromkeys(tests, 10)
+    assert len(s.train) + len(s.val) == 10 * len(train) and len({q.id for q in s.train + s.val}) == 10 * len(train)
+    assert all(q.solution for q in s.train) == (task != "arc") and (task != "math" or all("[test]" in q.id for q in s.val))
+
+
 def test_code_rows(tmp_path):
     call = apps({"fn_name": "add", "inputs": [[1, 2]], "outputs": [[3]]}, question="Call.", starter_code="def add(a, b):\n\t", solutions=json.dumps([f"# {i}\n" for i in range(9)]))
     train = rows(tmp_path / "train.jsonl", [*GOOD["code"], call])
