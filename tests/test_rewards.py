@@ -363,6 +363,8 @@ EXTRACT = [
     ("toy", "5", None),
     ("toy", "#", None),
     ("toy", "# ٥", None),
+    ("code", "print(1)", "print(1)"), ("code", "", None), ("code", "Draft:\n```\nx\n```\nThen\n```python\nprint('``')\n```\nDone.", "print('``')\n"),
+    ("code", "```py\nprint(1)", "print(1)"), ("code", "```print(1)```", "```print(1)```"), ("code", "x = '```'", "x = '```'"), ("code", "```\n```", None),
     ("arc", "B", "B"), ("arc", "(B)", "B"), ("arc", "B.", "B"), ("arc", "B) dry palms", "B"), ("arc", "3", "3"),
     ("arc", "Because it rubs.\nThe answer is (C).", "C"),
     ("arc", "The correct answer is: D. Rain", "D"),
