@@ -536,7 +536,7 @@ def load_code(cfg) -> Splits:
     rows, tests = read_sets(cfg, functools.partial(code_row, unsafe=cfg.unsafe_code), [(apps.format("train"), None, "train")],
                             {"apps": (apps.format("test"), None, "test"), "mbpp": ("google-research-datasets/mbpp", "full", "test")})
     val, train = hold_out(rows, cfg.val_queries, "code val")
-    return Splits(train, val, tests, "QUESTION:\n{query}\n\nANSWER:\n", "{query}\n\nAnswer with one Python program in a ```python block.")
+    return Splits(train, val, tests, "QUESTION:\n{query}\n\nANSWER:\n", "{query}\n\nAnswer with one Python program and nothing else.")
 
 
 LOADERS = {"toy": load_toy, "gsm8k": load_gsm8k, "math": load_math, "arc": load_arc, "code": load_code}

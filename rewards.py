@@ -591,12 +591,13 @@ _BLOCK = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.S | re.M)
 
 
 def extract_program(text: str) -> str | None:
-    r"""The program of a response: its last fenced code block, else all of it.
+    r"""The program of a response: its last fenced code block, else all of it, without a stray fence.
 
     >>> extract_program("Here:\n```python\nprint(1)\n```\nIt prints."), extract_program("print(1)"), extract_program("")
-    ('print(1)\n', 'print(1)', None)
+    ('print(1)', 'print(1)', None)
     """
-    return (_BLOCK.findall(text) or [text])[-1] or None
+    blocks = [block for block in _BLOCK.findall(text) if block.strip()]
+    return (blocks or [re.sub(r"(?m)^[ \t]*```.*", "", text)])[-1].strip("\n") or None
 
 
 def passes(program: str, gold: str) -> bool:
