@@ -752,7 +752,8 @@ def score(queries: Sequence[Query], groups: Sequence[Sequence[Sample]], cfg: Con
         correct = rewards.grade([s.response for _, s in part], [q.gold for q, _ in part], cfg.task)
         steps = rewards.step_scores([q.text for q, _ in part], [s.response for _, s in part], cfg.reward)
         for (q, s), ok, p in zip(part, correct, steps, strict=True):
-            s.pred, s.correct, s.steps = rewards.extract_answer(s.response, cfg.task), ok, p
+            s.pred = rewards.extract_answer(s.response, cfg.task)
+            s.correct, s.steps = (ok := ok and not (cfg.task == "math" and rewards.copies(s.pred, q.gold, q.text))), p
             s.r_prm = rewards.r_prm(p) if p else None
             if cfg.task == "toy":
                 s.sound = ok and all(data.check_toy(q.text, s.response))

@@ -376,6 +376,17 @@ def answers_match(pred: str | None, gold: str, task: str) -> bool:
     return bool(pred and pred.strip()) and GRADERS[task][1](pred, gold)
 
 
+def copies(pred: str, gold: str, question: str) -> bool:
+    r"""Is an answer that is right by its value a formula of the question, with nothing computed?  741 of MATH's questions hold one.
+
+    >>> [copies(pred, "27", r"Evaluate $81^{3/4}$.") for pred in ("$81^{3/4}$", "3^3", "27")], copies("0.5", r"\frac12", "Is it 0.5?")
+    ([True, False, False], False)
+    """
+    pred, gold, question = (re.sub(r"\\left|\\right|[dt](?=frac)|[\s{}$]", "", _normal(x[:10_000])) for x in (pred, gold, question))
+    plain = re.fullmatch(r"-?(\\frac)?[\d.,/]+", pred) or not re.search(r"(?!^)[-+*/^<>!]|\\[a-z]", pred)   # a number or words may stand in both
+    return pred != gold and not plain and pred in question
+
+
 def grade(responses: Sequence[str], golds: Sequence[str], task: str) -> list[bool]:
     """1[extract(y) = a*] for every response y, each distinct pair decided once; raises as answers_match   [Eq. 1, Sec. 2.3]
 
