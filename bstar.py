@@ -1,7 +1,7 @@
 """B-STaR: self-taught reasoning that watches exploration and exploitation, and balances them before each iteration.
 
     python bstar.py                                   the toy, on a CPU, in minutes
-    python bstar.py --task math                       the paper's main run, on one GPU node (vLLM)
+    python bstar.py --task math                       the paper's main run, on one GPU node (vLLM); arc and code are its others
     python bstar.py --task gsm8k --model DIR --train-file train.jsonl --test-file test.jsonl
     python bstar.py --method online-rft --tau 0.2     a baseline, or a fixed (T, tau)
 
@@ -51,9 +51,9 @@ from metrics import Parser, grid
 @dataclass
 class Config:
     """All settings; `python bstar.py --help` prints this block. Sections are the paper's: M and N of Sec. 3.1, the rest of Sec. 4.1 and App. A."""
-    task: str = "toy"                      # toy | gsm8k | math
+    task: str = "toy"                      # whose questions: a loader of data.py, a grader of rewards.py and a preset below
     method: str = "bstar"                  # sft | rest-em | iterative-rft | online-rft | bstar [App. B]
-    reward: str = "answer"                 # answer ("w/o RM") | answer+oracle (the exact step checker, toy only) [Sec. 2.3]
+    reward: str = "answer"                 # answer ("w/o RM") | tests (code) | answer+oracle (the exact step checker, toy only) [Sec. 2.3]
     model: str = ""                        # base model: hub name or folder; empty for the toy, whose base is made on the spot
     seed: int = 0                          # of everything but the toy's questions
     out: str = ""                          # run folder; default runs/TASK-METHOD-REWARD-SEED
@@ -63,6 +63,7 @@ class Config:
     test_file: str = ""                    # the same for the test sets, one a file
     chat: str = "auto"                     # auto | on | off: prompts through the tokenizer's chat template; auto = where there is one
     val_queries: int = 500                 # held out to choose checkpoints on [App. A]
+    unsafe_code: bool = False              # run model-written programs even where Landlock or seccomp is missing (--task code)
     toy_max_ops: int = 4                   # operations in the toy's longest stories
     toy_queries: int = 20000               # training questions of the toy ...
     toy_solutions: int = 3000              # ... of which so many show a solution (the SFT set)
@@ -96,7 +97,7 @@ class Config:
     gpu_memory: float = 0.0                # share of the GPU for vLLM while it is awake; 0 = what the trainer leaves
     # evaluation
     eval_queries: int = 0                  # test queries; 0 = all
-    eval_samples: int = 32                 # K of the reported pass@K-S and reward@K-S, drawn at T = 1
+    eval_samples: int = 32                 # K of the reported pass@K-S and reward@K-S, drawn at T = 1; 0 = greedy pass@1 alone
     S: int = 4                             # S of pass@K-S and reward@K-S [Sec. 2.2]
 
     @property
@@ -121,6 +122,11 @@ PRESETS = {
                 token_budget=4096),
     "gsm8k": dict(model="mistralai/Mistral-7B-v0.1", max_tokens=512, gradient_checkpointing=True, token_budget=8192),
     "math": dict(model="mistralai/Mistral-7B-v0.1", gradient_checkpointing=True, token_budget=8192),
+    # No human chains of thought, so no SFT; one guess in four is right, so pass@K says nothing and only pass@1 is reported [Sec. 4.1]
+    "arc": dict(model="mistralai/Mistral-7B-Instruct-v0.1", sft_epochs=0, start_epoch=0, K=32, temperatures="0.4:1.1:0.1", val_queries=200, eval_samples=0,
+                max_tokens=512, gradient_checkpointing=True, token_budget=8192),
+    "code": dict(model="meta-llama/Meta-Llama-3-8B", reward="tests", K=32, temperatures="0.4:1.1:0.1", max_length=2048, gradient_checkpointing=True,
+                 token_budget=8192),
 }
 
 
@@ -147,7 +153,7 @@ def parse_config(argv: Sequence[str] | None = None) -> Config:
     raises UserError  naming the flag, what was given and what is allowed
     """
     p = Parser(prog="bstar.py", description=__doc__, argument_default=argparse.SUPPRESS)
-    notes = dict(re.findall(r"^    (\w+): .*?# (.*)$", Path(__file__).read_text(encoding="utf-8"), re.M))
+    notes = dict(re.findall(r"^    (\w+): .*?# (.*)$", Path(__file__).read_text(encoding="utf-8"), re.M)) | {"task": " | ".join(data.LOADERS)}
     for f in dataclasses.fields(Config):
         flag, text = "--" + f.name.replace("_", "-"), f"{notes.get(f.name, '')} (default {f.default!r})".replace("%", "%%")
         kind = {"int": int, "float": float, "float | None": float, "str": str}.get(f.type)
@@ -178,7 +184,11 @@ def check(cfg: Config) -> None:
         raise UserError("--engine vllm: vllm is not installed; pip install -r requirements.txt on a GPU node, or --engine hf")
     if cfg.reward == "answer+oracle" and cfg.task != "toy":
         raise UserError(f"--reward answer+oracle: only the toy's steps can be checked exactly, not those of --task {cfg.task}")
-    for name, low in dict(num_iters=1, K=1, S=1, steps_per_iter=1, batch_size=1, eval_samples=1, sft_epochs=0, start_epoch=0, max_tokens=1,
+    if (cfg.reward == "tests") != (tested := PRESETS[cfg.task].get("reward") == "tests"):
+        raise UserError(f"--reward {cfg.reward}: --task {cfg.task} is rewarded by {'unit tests' if tested else 'answers'}")
+    if cfg.unsafe_code and not tested:
+        raise UserError(f"--unsafe-code: --task {cfg.task} runs no programs")
+    for name, low in dict(num_iters=1, K=1, S=1, steps_per_iter=1, batch_size=1, eval_samples=0, sft_epochs=0, start_epoch=0, max_tokens=1,
                           balance_queries=1, queries_per_iter=0, eval_queries=0, val_queries=1, chunk=1, token_budget=1, sample_budget=1,
                           toy_max_ops=2, toy_queries=10, toy_solutions=1, max_length=2).items():
         if getattr(cfg, name) < low:
@@ -188,7 +198,7 @@ def check(cfg: Config) -> None:
         if not low <= getattr(cfg, name) <= high:
             raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: expected a number from {low:g} to {high:g}")
     for flag, k in (("eval-samples", cfg.eval_samples), ("K", cfg.K)):
-        if k < cfg.S:
+        if k < cfg.S and k:
             raise UserError(f"--S {cfg.S}: pass@K-S needs S <= K, but --{flag} is {k}")
     if cfg.toy_max_ops >= len(data.NAMES):
         raise UserError(f"--toy-max-ops {cfg.toy_max_ops}: the toy has names for at most {len(data.NAMES) - 1}")
@@ -401,7 +411,10 @@ def n_parameters(model: str) -> int | None:
 
 
 def fits(cfg: Config) -> None:
-    """Stops before anything is loaded where training can't fit: float32 weights, gradients and AdamW are 16 bytes a parameter."""
+    """Stops before anything is loaded where programs can't be run safely, or training can't fit: float32 weights, gradients and AdamW are 16
+    bytes a parameter."""
+    if cfg.reward == "tests":                      # fails closed, hours before the first program
+        rewards.run_unit_tests("", {"inputs": [""], "outputs": [""]}, unsafe=cfg.unsafe_code)
     n = n_parameters(cfg.model) if cfg.model else None
     if n is None:
         return
@@ -717,7 +730,8 @@ def score(queries: Sequence[Query], groups: Sequence[Sequence[Sample]], cfg: Con
         correct = rewards.grade([s.response for _, s in part], [q.gold for q, _ in part], cfg.task)
         steps = rewards.step_scores([q.text for q, _ in part], [s.response for _, s in part], cfg.reward)
         for (q, s), ok, p in zip(part, correct, steps, strict=True):
-            s.pred, s.correct, s.steps = rewards.extract_answer(s.response, cfg.task), ok, p
+            s.pred = rewards.extract_answer(s.response, cfg.task)
+            s.correct, s.steps = (ok := ok and not (cfg.task == "math" and rewards.copies(s.pred, q.gold, q.text))), p
             s.r_prm = rewards.r_prm(p) if p else None
             if cfg.task == "toy":
                 s.sound = ok and all(data.check_toy(q.text, s.response))
@@ -919,13 +933,15 @@ def evaluate(engine, policy, splits: Splits, prompt: Callable[[Query], list[int]
     jobs = [Job(f"iter{t}.val", splits.val, 1, 0.0)]
     for name, queries in tests.items():
         jobs += [Job(f"iter{t}.{name}.greedy", queries, 1, 0.0), Job(f"iter{t}.{name}.sampled", queries, cfg.eval_samples, 1.0)]
-    groups = sample(engine, policy, jobs, prompt, cfg, parts, f"evaluate {t}")
-    for job, g in zip(jobs, groups):
-        score(job.queries, g, cfg)
-    row = {"val/pass@1": percent([[s.correct for s in g] for g in groups[0]])}
-    for i, name in enumerate(tests):
-        prefix = "" if i == 0 else f"{name}/"
-        row.update({prefix + k: v for k, v in metrics_of(groups[1 + 2 * i], groups[2 + 2 * i], cfg.eval_samples, cfg.S).items()})
+    jobs = [job for job in jobs if job.n]
+    done = dict(zip((job.name for job in jobs), sample(engine, policy, jobs, prompt, cfg, parts, f"evaluate {t}")))
+    for job in jobs:
+        score(job.queries, done[job.name], cfg)
+    row = {"val/pass@1": percent([[s.correct for s in g] for g in done[f"iter{t}.val"]])}
+    for name in tests:
+        prefix, greedy, sampled = "" if name == next(iter(tests)) else f"{name}/", done[f"iter{t}.{name}.greedy"], done.get(f"iter{t}.{name}.sampled")
+        found = metrics_of(greedy, sampled, cfg.eval_samples, cfg.S) if sampled else {"pass@1": percent([[s.correct for s in g] for g in greedy])}
+        row.update({prefix + k: v for k, v in found.items()})
     return row
 
 
@@ -1047,7 +1063,9 @@ def log_line(row: dict, num_iters: int, seconds: dict[str, float]) -> str:
         parts += [f"T {row['temperature']:g} tau {row['tau']:g} qe {row['qe']:.3f}", f"kept {row['kept']}/{row['sampled']}"]
     if row.get("loss") is not None:
         parts += [f"loss {row['loss']:.4f}"]
-    parts += [" ".join(f"{k} {row[k]:.1f}" for k in ("pass@1", f"pass@{K}", f"pass@{K}-{S}", f"reward@{K}-{S}")) + f" distinct {row['distinct']:.2f}"]
+    parts += [" ".join(f"{k} {row[k]:.1f}" for k in ("pass@1", f"pass@{K}", f"pass@{K}-{S}", f"reward@{K}-{S}") if k in row)]
+    if "distinct" in row:
+        parts[-1] += f" distinct {row['distinct']:.2f}"
     if row.get("false_reasoning") is not None:
         parts += [f"sound@{K} {row[f'sound@{K}']:.1f} false {row['false_reasoning']:.2f}"]
     return " | ".join([*parts, " ".join(f"{k} {v:.0f}s" for k, v in seconds.items())])
@@ -1094,7 +1112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     prompt = functools.cache(lambda q: data.prompt_ids(tokenizer, q, splits, chat))
     drop_long_prompts(splits, prompt, cfg)
     engine = make_engine(cfg, tokenizer, base)
-    human = encode([(q, q.solution) for q in splits.train if q.solution], prompt, tokenizer, cfg, "human solutions")
+    human = encode([(q, y) for q in splits.train for y in (q.solution, *q.more_solutions) if y], prompt, tokenizer, cfg, "human solutions")
     starts = sft(cfg, base, human, tokenizer, 1 if method.iterate else total_iters(cfg) + 1) if cfg.start_epoch else [base]
     policy, optimizer, t, log = resume(cfg, out, starts, len(done))
     start_steps = cfg.start_epoch * math.ceil(len(human) / cfg.batch_size)

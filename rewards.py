@@ -38,26 +38,30 @@ from data import UserError, check_toy, last_boxed, micro_batches
 # -- extract: response -> answer ------------------------------------------------------------------------------------------
 
 _PHRASES = [re.compile(".*" + phrase, re.S | re.I) for phrase in (
-    r"\\(?:boxed|fbox)\s+([^\s{}$\\]+)", r"####\s*([^\n]+)",
+    r"####\s*([^\n]+)",
     r"(?:final answer is|answer is|answer\s*\**:)[:\s*]*(?:\$\$|\\\[)?\s*([^\n]+)")]
 # A full stop ends the answer, but "2.5" and "4 p.m." go on.
 _SENTENCE_END = re.compile(r"(?<![ap]\.m)\.(?=[\s*$]|$)(?!\s*m\.)|,?\s+(?:because|since|which|where|I hope)\b")
-_LABEL = re.compile(r"(?:(?i:option|choice|answer)\s+)?\(?([A-E1-5])(?:\)|(?=[\s.:,]|$))|\(([a-e])\)|([a-e])(?=[).]?$)")
+# "A dog" and "3 meters" are no labels, but "A: a dog" and "B a dog" are.
+_LABEL = re.compile(r"(?:(?i:option|choice|answer|letter)\s+)?(?:\(([A-Ea-e1-5])\)|([A-E1-5])\)|([B-E])(?=[\s.:,]|$)|([A1-5])(?=[.:,](?!\d)|\s*$)|([a-e])(?=[).]?$))")
+_HEDGE = re.compile(r"[\s,.]*(?:or|and|/|&|,)\s*\(?[A-E1-5]\b|[\s,.]+[B-E](?=[.,)]|$)|[^.\n]*\bor\b[^.\n]*\([A-E1-5]\)")
 
 
 def _said(text: str) -> str | None:
-    r"""The last complete \boxed{}, else what follows "####", "answer is" or "Answer:"."""
+    r"""The last complete \boxed{} or the list of such, none of "\boxed{1} or \boxed{2}"; else what follows "####", "answer is" or "Answer:"."""
+    if (box := last_boxed(text, hedged=False)) is not None:
+        return box or None
     said = next((m[1] for phrase in _PHRASES if (m := phrase.match(text))), "")
-    return (last_boxed(text) or "").strip() or _SENTENCE_END.split(said[:2000], maxsplit=1)[0].strip(" *\t\r") or None
+    return _SENTENCE_END.split(said[:2000], maxsplit=1)[0].strip(" *\t\r") or None
 
 
 def _choice(text: str) -> str | None:
     r"""The one choice a response names: "(B)", "B.", "B) text", "\text{(B)}"; "A or B" names none."""
     alone = re.fullmatch(r"\s*\(?[A-E1-5](?:[.):][^\n]*|\s*)", text)
-    text = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\b|[{}$*\\]", "", _said(text) or (text if alone else "")).strip()
+    text = _said(re.sub(r"(?i)\b(?:correct|right|best) (?:option|choice)\b", "answer", text)) or (text if alone else "")
+    text = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\b|[{}$*\\\"'`<>\[\]]", "", text[:2000]).strip()
     m = _LABEL.match(text)
-    hedge = m and re.match(r"[\s,.]*(?:or|and|/|&|,)\s*\(?[A-E1-5]\b", text[m.end():])
-    return None if hedge or not m else (m[1] or m[2] or m[3]).upper()
+    return None if not m or _HEDGE.match(text, m.end()) else m[m.lastindex].upper()
 
 
 # -- normalise: one spelling for what LaTeX and prose spell in many ways --------------------------------------------------
@@ -71,13 +75,14 @@ _WORD_VALUES = dict(zip("zero one two three four five six seven eight nine ten e
 _RULES = [(re.compile(p), r) for p, r in (
     (r"\\phantom\s*(?:\{[^}]*\}|.)|\\(?:left|right|[bB]igg?[lr]?|displaystyle)(?![a-zA-Z])\.?|\\[()\[\]]|(?<!\\)\$|\*\*", ""),
     (r"(?<=\d)\s*,\s*\\!\s*(?=\d{3})|\\!|(?<=\d)\{,\}(?=\d)|(?<=\d)(?:\\[,;: ]|~)(?=\d{3}(?!\d))", ""),
-    (r"\\[,;: ]|~|\\q?quad(?![a-z])|\s+", " "), (r"(?<![\d.,] )(?<![\d.])(\d{1,3}) (?=\d{3}(?![\d/]))", r"\1"),
+    (r"\\[,;: ]|~|\\q?quad(?![a-z])|\s+", " "),
+    (r"(?<![\d.,] )(?<![\d.])(\d{1,3})((?: \d{3})+)(?![\d/]| \d)", lambda m: m[0].replace(" ", "")),
     (r"\\[dtc]frac", r"\\frac"), (r"\\(?:leq|leqslant|geq|geqslant|neq)(?![a-z])", lambda m: m[0][:3]),
     (r"\\varnothing|\\\{\s*\\\}", r"\\emptyset"), (r"\\l[bB]race(?![a-z])", r"\\{"), (r"\\r[bB]race(?![a-z])", r"\\}"),
     (r"\\(?:mbox|text(?:bf|it|rm|normal)?|math(?:rm|bf|it|sf)|operatorname|boxed|fbox)\s*\{([^{}]*)\}",
      lambda m: " " + re.sub(r"(?<![\w.])[mgshL](?![\w.])", lambda u: _LETTERS[u[0]], m[1]) + " "),
     (r"\s*_\{(\w+)\}", r"_\1"), (r"(?<![\w})])\(([A-Z])\)(?![\w({])", r"\1"), (r"^\s*\\\{([^,]*)\\\}\s*$", r"\1"),
-    (r"^\\\$\s*([\d.,]+)\s*$", r"\1 dollars"), (r"\\\$", ""), (r"\\?%", r"\\%"),
+    (r"^\\\$\s*([\d.,]*\d)[.,\s]*$", r"\1 dollars"), (r"\\\$", ""), (r"\\?%", r"\\%"),
     (r"(?i)(?<=\d)(?::00)?\s*([ap])\.?\s?m\b\.?", lambda m: " " + m[1].lower() + "m"),
     (r"(?<![a-zA-Z\\])(sqrt|sin|cos|tan|cot|sec|csc|log|ln|pi)(?![a-zA-Z])", r"\\\1"), (r"(?<!\w)infinity", r"\\infty"),
     (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"), (r"\\(frac|sqrt)\s*([\da-z])", r"\\\1{\2}"),
@@ -129,7 +134,7 @@ def _tree(text: str, thousands: bool) -> str | tuple:
         if len(parts) > 1:
             return kind, tuple(_tree(x, thousands) for x in parts)
     sides = _split(text, "=", r"\in")
-    if len(sides) == 2 and not isinstance(tree := _tree(sides[1], thousands), str):
+    if len(sides) == 2 and not re.match(r"[-\d]", sides[0]) and not isinstance(tree := _tree(sides[1], thousands), str):
         return tree  # a name, as in 'A = \begin{pmatrix}...' or 'x \in (1, 2)', says nothing
     if m := _MATRIX.fullmatch(text):
         rows = [tuple(_tree(x, False) for x in _split(row, "&")) for row in m[2].split("\1") if row.strip()]
@@ -261,15 +266,21 @@ def _equal(p: str | tuple, g: str | tuple, budget: list[float]) -> bool:
     return True
 
 
+_INTEGER = re.compile("-?[0-9]+")
+
+
 def _same(pred: str, gold: str) -> bool:
     if pred == gold or max(len(pred), len(gold)) > MAX_CHARS:
         return pred == gold
+    if _INTEGER.fullmatch(pred) and _INTEGER.fullmatch(gold):  # most of GSM8K
+        return int(pred) == int(gold)
     pred, gold, budget = _normal(pred), _normal(gold), [HARD_LIMIT]
     unequal = [bool(re.search(r"[<>]|\\[lg]e(?![a-z])", x)) for x in (pred, gold)]
     if sum(unequal) == 1:  # x > 3 is (3, \infty); Math-Verify wants the inequality second
         return _ask(*((gold, pred) if unequal[0] else (pred, gold)), budget)
-    try:  # '70,110' may be one number or two
-        readings = dict.fromkeys((_tree(pred, thousands), _tree(gold, thousands)) for thousands in (True, False))
+    try:  # '70,110' may be one number or two, '115,000' only one
+        ways = (True,) if re.search(r",0\d", pred + gold) else (True, False)
+        readings = dict.fromkeys((_tree(pred, thousands), _tree(gold, thousands)) for thousands in ways)
         return bool(pred) and any(_equal(p, g, budget) for p, g in readings)
     except (ArithmeticError, ValueError, RecursionError):  # hostile nesting, a number past every limit
         return False
@@ -277,7 +288,7 @@ def _same(pred: str, gold: str) -> bool:
 
 # -- slow path: Math-Verify in child processes ------------------------------------------------------------------------------
 
-WORKERS, HARD_LIMIT = 2, 6.0  # children; seconds a pair may take
+WORKERS, HARD_LIMIT = min(16, os.cpu_count() or 1), 6.0  # children; seconds a pair may take
 # Not for Math-Verify: plain words, and what makes it hang or fill the memory.
 _HOPELESS = re.compile(r"\^\s*(?:\{[^}]*|.)[\^!]|\^\s*\{?-?\d{4}|\)\^\{?\d{3}|(?<!\d)!|\d{3}!|\d{60}|(?<![a-zA-Z\\])[a-zA-Z]{4}"
                        r"|\\(?:sum|prod|i*int|oint|lim|uparrow|begin)(?![a-z])")
@@ -343,7 +354,7 @@ def _ask(pred: str, gold: str, budget: list[float]) -> bool:
 # -- the graders: task -> (extraction, equality); a new task takes an entry here --------------------------------------------
 
 GRADERS = {"toy": (lambda text: (re.findall(r"#\s*(-?[0-9]+)\s*\Z", text) or [None])[0], operator.eq),
-           "arc": (_choice, operator.eq), "gsm8k": (_said, _same), "math": (_said, _same)}
+           "arc": (_choice, lambda p, g: (_choice(p) or p) == g), "gsm8k": (_said, _same), "math": (_said, _same)}
 
 
 def extract_answer(text: str, task: str) -> str | None:
@@ -364,6 +375,17 @@ def answers_match(pred: str | None, gold: str, task: str) -> bool:
     [True, True, False]
     """
     return bool(pred and pred.strip()) and GRADERS[task][1](pred, gold)
+
+
+def copies(pred: str, gold: str, question: str) -> bool:
+    r"""Is an answer that is right by its value a formula of the question, with nothing computed?  741 of MATH's questions hold one.
+
+    >>> [copies(pred, "27", r"Evaluate $81^{3/4}$.") for pred in ("$81^{3/4}$", "3^3", "27")], copies("0.5", r"\frac12", "Is it 0.5?")
+    ([True, False, False], False)
+    """
+    pred, gold, question = (re.sub(r"\\left|\\right|[dt](?=frac)|[\s{}$]", "", _normal(x[:10_000])) for x in (pred, gold, question))
+    plain = re.fullmatch(r"-?(\\frac)?[\d.,/]+", pred) or not re.search(r"(?!^)[-+*/^<>!]|\\[a-z]", pred)   # a number or words may stand in both
+    return pred != gold and not plain and pred in question
 
 
 def grade(responses: Sequence[str], golds: Sequence[str], task: str) -> list[bool]:
@@ -397,7 +419,7 @@ _servers = {False: [], True: []}  # unsafe -> fork servers without work; a forke
 os.register_at_fork(after_in_child=lambda: [idle.clear() for idle in _servers.values()])
 
 
-class SandboxError(RuntimeError):
+class SandboxError(UserError):
     """One line: model-written programs can't be run safely here, why, and what to do."""
 
 
@@ -558,12 +580,13 @@ def _passes(server: ForkServer, program: str, tests: dict, fn_name: str | None) 
 def run_unit_tests(program: str, tests: dict, fn_name: str | None = None, unsafe: bool = False) -> bool:
     """1[the program passes every test], run in sandbox.py's fork server; no reward for half of them
 
-    `tests`: {"inputs": [...], "outputs": [...]} as in APPS (stdin texts, or argument lists of `fn_name`, which may stand in
-    tests), or what assert_tests returns. Raises SandboxError where isolation falls short, unless `unsafe`.
+    `tests`: {"inputs": [...], "outputs": [...]} as in APPS (stdin texts, or argument lists of `fn_name`), or what assert_tests
+    returns; `fn_name` and `unsafe` may stand in them. Raises SandboxError where isolation falls short, unless `unsafe`.
 
     >>> run_unit_tests("def square(x): return x + x", {"inputs": [[2], [3]], "outputs": [[4], [9]]}, "square")
     False
     """
+    unsafe = unsafe or tests.get("unsafe", False)
     for _ in range(2):  # once more where the fork server was killed from outside
         try:
             server = _servers[unsafe].pop()
@@ -576,10 +599,32 @@ def run_unit_tests(program: str, tests: dict, fn_name: str | None = None, unsafe
     return verdict
 
 
+_BLOCK = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.S | re.M)
+
+
+def extract_program(text: str) -> str | None:
+    r"""The program of a response: its last fenced code block, else all of it, without a stray fence.
+
+    >>> extract_program("Here:\n```python\nprint(1)\n```\nIt prints."), extract_program("print(1)"), extract_program("")
+    ('print(1)', 'print(1)', None)
+    """
+    blocks = [block for block in _BLOCK.findall(text) if block.strip()]
+    return (blocks or [re.sub(r"(?m)^[ \t]*```.*", "", text)])[-1].strip("\n") or None
+
+
+def passes(program: str, gold: str) -> bool:
+    """1[y^ passes all unit tests of x]; gold is their JSON: those of APPS, or {"asserts": arguments of assert_tests}   [Eq. 1, Sec. 2.1]"""
+    tests = json.loads(gold)
+    return run_unit_tests(program, {**tests, **assert_tests(**tests["asserts"])} if "asserts" in tests else tests)
+
+
+GRADERS["code"] = (extract_program, passes)
+
+
 def grade_programs(programs: Sequence[str], tests: Sequence[dict], fn_names: Sequence[str | None] | None = None,
                    workers: int | None = None, unsafe: bool = False) -> list[bool]:
-    """run_unit_tests for many programs, tests and fn_names one a program, in `workers` fork servers (None: one a CPU)."""
-    with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
+    """run_unit_tests for many programs, tests and fn_names one a program, in `workers` fork servers."""
+    with ThreadPoolExecutor(workers or WORKERS) as pool:
         return list(pool.map(run_unit_tests, programs, tests, fn_names or repeat(None), repeat(unsafe)))
 
 
@@ -730,7 +775,7 @@ def _qwen_prm():
 # ---------------------------------------------------------------------------------------------------------------------
 # 4. The reward
 
-REWARDS = {"answer": (0.0, 1.0), "answer+prm": (-1.0, 2.0), "answer+oracle": (-1.0, 2.0)}   # name -> the least and the greatest r
+REWARDS = {"answer": (0.0, 1.0), "tests": (0.0, 1.0), "answer+prm": (-1.0, 2.0), "answer+oracle": (-1.0, 2.0)}   # name -> the least and the greatest r
 
 
 def step_scores(queries: Sequence[str], responses: Sequence[str], reward: str, prm: PRM | None = None) -> list[list[float]]:

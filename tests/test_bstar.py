@@ -52,6 +52,24 @@ def test_default_is_below_preset_is_below_flag():
     assert paper.temperature_grid == [i / 10 for i in range(5, 13)] and paper.tau_grid == [i / 10 for i in range(-10, 11)]
     assert paper.samples_per_iter == 64_000 and math.ceil(paper.samples_per_iter / 11_500) == 6
     assert (paper.num_iters, paper.steps_per_iter, paper.batch_size, paper.sft_lr, paper.balance_queries) == (9, 500, 128, 5e-6, 600)
+    assert (paper.sft_epochs, paper.start_epoch, paper.val_queries, paper.eval_samples, paper.S) == (3, 1, 500, 32, 4)
+    for task in ("arc", "code"):
+        cfg = bstar.parse_config(["--task", task])
+        assert cfg.temperature_grid == [i / 10 for i in range(4, 12)] and cfg.tau_grid == paper.tau_grid and cfg.K == 32
+    assert cfg.reward == "tests" and bstar.parse_config(["--task", "arc"]).start_epoch == 0
+
+
+def test_with_a_binary_reward_the_balancer_sees_that_tau_has_no_say():
+    """r is 0 or 1: every tau in [0, 1) selects the same, one below 0 the wrong ones too, 1 nothing; so the decision is one of T alone."""
+    rng, cfg = np.random.default_rng(5), bstar.parse_config(["--task", "arc"])
+    p = rng.beta(1, 1, (40, 1))
+    correct = np.stack([rng.random((40, cfg.K)) < p ** (1 + abs(T - 0.7)) for T in cfg.temperature_grid])
+    line = metrics.decide(correct.astype(float), correct, np.zeros_like(correct), cfg.temperature_grid, cfg.tau_grid, n_star=30)
+    surface = np.array(line["surface"])
+    ties = [i for i, tau in enumerate(cfg.tau_grid) if 0 <= tau < 1]
+    assert len(ties) == 10 and (surface[:, ties] == surface[:, ties[:1]]).all() and (surface[:, 0] < surface[:, ties[0]]).all() and not surface[:, -1].any()
+    alone = metrics.decide(correct.astype(float), correct, np.zeros_like(correct), cfg.temperature_grid, [0.0], n_star=30)
+    assert line["temperature"] == alone["temperature"] and line["qe"] == pytest.approx(alone["qe"]) and 0 <= line["tau"] < 1
 
 
 def test_every_field_is_a_flag_with_a_help_text(capsys):
@@ -81,6 +99,8 @@ def test_every_field_is_used():
     ("--taus 0:inf:1", "--taus 0:inf:1: expected FROM:TO:STEP"), ("--method sft --sft-epochs 17", "a multiple of --start-epoch"), ("--tau 2", "no reward is above 2"), ("--reward answer --tau 1.0", "no reward is above 1"),
     ("--taus 1:0:0.1", "--taus 1:0:0.1: expected FROM:TO:STEP"), ("--temperatures x", "--temperatures x: expected FROM:TO:STEP"),
     ("--lr 0", "--lr 0.0: expected a number from"), ("--task gsm8k --reward answer+oracle", "only the toy's steps can be checked exactly"),
+    ("--task math --reward tests", "--reward tests: --task math is rewarded by answers"), ("--task code --reward answer", "--reward answer: --task code is rewarded by unit tests"),
+    ("--task arc --unsafe-code", "--unsafe-code: --task arc runs no programs"), ("--task arc --method sft", "--method sft: expected --sft-epochs"),
     ("--reward vibes", "--reward vibes: expected one of answer"), ("--start-epoch 99", "expected at most --sft-epochs"),
 ])
 def test_a_bad_value_is_one_line_that_names_the_flag(flags, said):
@@ -119,6 +139,46 @@ def test_user_errors_end_with_exit_code_2_and_one_line(tmp_path, flags, said):
 def test_help_needs_no_torch(tmp_path):
     p = subprocess.run([sys.executable, "-X", "importtime", str(ROOT / "bstar.py"), "--help"], capture_output=True, text=True, cwd=tmp_path)
     assert p.returncode == 0 and not any(f"| {m}\n" in p.stderr.replace(" ", "").replace("|", "| ") for m in ("torch", "transformers", "matplotlib", "datasets"))
+
+
+ONE_ITERATION = ("--num-iters 1 --steps-per-iter 1 --batch-size 4 --K 4 --balance-queries 3 --temperatures 0.6:1.0:0.4 --eval-queries 2 --max-tokens 8 "
+                 "--max-length 200 --engine hf --no-gradient-checkpointing --out run").split()
+
+
+def test_arc_from_rows_to_report(toy, tmp_path, monkeypatch, capsys):
+    """No SFT, and greedy pass@1 alone in every line, with the toy's model (whose vocabulary has no choice: all is wrong)."""
+    monkeypatch.chdir(tmp_path)
+    row = {"question": "Ann has 5 ?", "choices": {"text": ["5", "6", "7"], "label": ["A", "B", "C"]}, "answerKey": "A"}
+    for name, n in (("train", 9), ("test", 3)):
+        Path(f"{name}.jsonl").write_text("".join(json.dumps({**row, "question": f"{name} {i} ?"}) + "\n" for i in range(n)))
+    bstar.main([*f"--task arc --model {toy[4]} --train-file train.jsonl --test-file test.jsonl --queries-per-iter 5".split(), *ONE_ITERATION])
+    first, last = metrics.read_jsonl(Path("run/metrics.jsonl"))
+    assert {k for k in last if "@" in k} == {"pass@1", "val/pass@1"} and "distinct" not in last and first["iter"] == 0 and last["sampled"] == 20
+    assert "iter 1/1 | T 1 tau 0 qe 0.000 | kept 0/20 | pass@1 0.0 | balance" in capsys.readouterr().out
+
+
+def test_code_from_rows_to_report(toy, tmp_path, monkeypatch, capsys):
+    """SFT on several human solutions a problem, then programs of the toy's model through the sandbox."""
+    monkeypatch.chdir(tmp_path)
+    row = {"solutions": json.dumps(["5", "6"]), "input_output": json.dumps({"inputs": [""], "outputs": [""]}), "starter_code": ""}
+    for name, n in (("train", 9), ("test", 3)):
+        Path(f"{name}.jsonl").write_text("".join(json.dumps({**row, "question": f"{name} {i} ?"}) + "\n" for i in range(n)))
+    bstar.main([*(f"--task code --model {toy[4]} --train-file train.jsonl --test-file test.jsonl --eval-samples 4 --sft-epochs 12 --start-epoch 12 "
+                  "--sft-lr 3e-3 --val-queries 1").split(), *ONE_ITERATION])
+    last = metrics.read_jsonl(Path("run/metrics.jsonl"))[-1]
+    assert last["pass@1"] == 100 and 0 < last["pool/correct"] and last["kept"] > 0                # "5" is a program that prints nothing
+    assert json.loads(Path("run/config.json").read_text())["unsafe_code"] is False
+
+
+def test_code_fails_closed_before_anything_is_loaded(tmp_path):
+    """Without libseccomp (here: a name that is none) the run ends with one line that says what is missing and what else can be done."""
+    for name in ("bstar", "data", "metrics", "rewards", "sandbox"):
+        (tmp_path / f"{name}.py").write_text((ROOT / f"{name}.py").read_text().replace("libseccomp.so.2", "libnone.so"))
+    p = subprocess.run([sys.executable, "bstar.py", "--task", "code", "--model", "none"], cwd=tmp_path, capture_output=True, text=True)
+    assert p.returncode == 2 and p.stderr.count("\n") == 1 and "apt-get install libseccomp2" in p.stderr and "--unsafe-code" in p.stderr
+    p = subprocess.run([sys.executable, "bstar.py", "--task", "code", "--unsafe-code", "--out", "b", "--model", "none", "--train-file", "none.jsonl", "--test-file", "none.jsonl"],
+                       cwd=tmp_path, capture_output=True, text=True)
+    assert p.returncode == 2 and "no such file: none.jsonl" in p.stderr
 
 
 # -- the transformers engine --------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 
 import bstar
 import data
+import rewards
 from data import Query, UserError
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -109,18 +110,19 @@ def test_math_split_takes_validation_from_the_test_part(tmp_path, capsys):
     assert {name: len(qs) for name, qs in s.tests.items()} == {"math500": 1, "gsm": 3}
     assert len(s.val) == 2 and all(q.id.startswith("test/") for q in s.val) and len(s.train) == 60 - 1 - 2
     said = capsys.readouterr().err
-    assert "1 of 62 rows twice" in said and "1 of 62 rows without a gold answer" in said and "1 of 62 rows in another split" in said
+    assert "train: 1 of 62 rows dropped, a question twice (first: " in said and said.count("math.jsonl:61)") == 1
+    assert "1 of 62 rows dropped, no gold answer (first: " in said and "1 of 62 rows dropped, in another split (first: " in said
 
 
-@pytest.mark.parametrize("text, box", [("\\boxed{\\frac{1}{2}} and \\boxed{3", "\\frac{1}{2}"), ("none", None), ("\\fbox {a{b}c}", "a{b}c"), ("\\boxed{1}, \\boxed{2}", "2"), ("\\boxed{", None)])
+@pytest.mark.parametrize("text, box", [("\\boxed{\\frac{1}{2}} and \\boxed{3", "\\frac{1}{2}"), ("none", None), ("\\fbox {a{b}c}", "a{b}c"), ("\\boxed{1}, \\boxed{2}", "1, 2"), ("\\boxed{", None), ("\\boxed 2.", "2"), ("\\boxed{}", "")])
 def test_last_boxed(text, box):
     assert data.last_boxed(text) == box
 
 
 @pytest.mark.parametrize("content, said", [
-    (b"", "holds no rows"), (b"{}\n", "f.jsonl:1: no column 'question' or 'problem'|no column 'problem'"), (b'{"question": "x"}\n', "f.jsonl:1: no column 'answer'"),
+    (b"", "holds no rows"), (b"{}\n", "no text in column 'solution' .found: nothing. .first: .*f.jsonl:1"), (b'{"question": "x"}\n', "no text in column 'answer'"),
     (b'{"question": "x", "answer": "#### 1"}\nnot json\n', "f.jsonl:2: not JSON"), (b"[1]\n", "f.jsonl:1: expected a JSON object"), (b"\xff\xfe", "can't be read"),
-    (b'{"question": "x", "answer": "no number"}\n', "none of its 1 rows can be used")])
+    (b'{"question": "x", "answer": "no number"}\n', "none of its rows can be used: 1 of 1 rows dropped, no gold answer")])
 def test_bad_files_are_one_line(tmp_path, content, said):
     (tmp_path / "f.jsonl").write_bytes(content)
     with pytest.raises(UserError, match=said) as e:
@@ -158,19 +160,139 @@ def test_a_hub_name_without_a_network_is_one_line(monkeypatch):
 
 
 @real_rows
-def test_real_gsm8k():
+def test_real_gsm8k(capsys):
     s = data.load_gsm8k(config("--task", "gsm8k", "--train-file", str(REAL / "gsm8k/train.jsonl.gz"), "--test-file", str(REAL / "gsm8k/test.jsonl")))
     assert (len(s.train), len(s.val), len(s.tests["test"])) == (7473 - 500, 500, 1319)
-    assert all(float(q.gold) == int(float(q.gold)) for q in s.tests["test"])
+    assert all(float(q.gold) == int(float(q.gold)) for q in s.tests["test"]) and capsys.readouterr().err == ""
 
 
 @real_rows
-def test_real_math_is_appendix_a(capsys):
-    s = data.load_math(config("--task", "math", "--train-file", str(REAL / "math/train12k.jsonl.gz"),
+@pytest.mark.parametrize("train, dropped", [
+    ("train12k", {"no gold answer": "2 of 12000", "a question twice": "2 of 12000"}),
+    ("train,test", {"no gold answer": "2 of 12500", "a question twice": "2 of 12500", "in another split": "500 of 12500"})])
+def test_real_math_is_appendix_a(capsys, train, dropped):
+    s = data.load_math(config("--task", "math", "--train-file", ",".join(f"{REAL}/math/{name}.jsonl.gz" for name in train.split(",")),
                               "--test-file", f"{REAL}/math/math500.jsonl,{REAL}/gsm8k/test.jsonl"))
-    assert len(s.tests["math500"]) == 500 and len(s.tests["test"]) == 1319 and len(s.val) == 500
-    assert 11_490 <= len(s.train) <= 11_500 and all(q.id.startswith("test/") for q in s.val)     # 11,500 less empty and repeated rows
-    assert "without a gold answer" in capsys.readouterr().err
+    assert {name: len(qs) for name, qs in s.tests.items()} == {"math500": 500, "test": 1319} and len(s.val) == 500
+    assert len(s.train) == 11_500 - 4 and all(q.solution for q in s.train)                       # the paper's number less the rows dropped
+    assert all(q.id.startswith("test/") for q in s.val) and sum(q.id.startswith("test/") for q in s.train) in range(3_990, 4_001)
+    assert not data.texts(s.train) & data.texts(s.val) and not data.texts(s.train + s.val) & data.texts(s.tests["math500"])
+    said = capsys.readouterr().err
+    assert all(f"train: {n} rows dropped, {why} (first: " in said for why, n in dropped.items()) and said.count("\n") == len(dropped)
+
+
+ARC = [{"id": f"a{i}", "question": f"Which is {i}?", "choices": {"text": [f"{i + k}" for k in range(n)], "label": [*labels[:n]]}, "answerKey": labels[i % n]}
+       for i, (n, labels) in enumerate([(4, "ABCD"), (3, "ABC"), (5, "ABCDE"), (4, "1234"), (4, "ABCD")] * 4)]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_arc_rows(tmp_path, ending):
+    path = rows(tmp_path / "arc.jsonl", ARC)
+    if ending == "parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+        pq.write_table(pa.Table.from_pylist(ARC), path := str(tmp_path / "arc.parquet"))
+    s = data.load_arc(config("--task", "arc", "--train-file", path, "--test-file", rows(tmp_path / "test.jsonl", [{**ARC[3], "question": "Else?"}])))
+    assert (len(s.train), len(s.val)) == (16, 4) and not any(q.solution for q in s.train)
+    assert s.tests["test"][0].text == "Else?\n(1) 3\n(2) 4\n(3) 5\n(4) 6" and s.tests["test"][0].gold == "4"
+
+
+@real_rows
+def test_real_arc(capsys):
+    s = data.load_arc(config("--task", "arc", "--train-file", f"{REAL}/arc_challenge/train.jsonl,{REAL}/arc_challenge/validation.jsonl",
+                             "--test-file", f"{REAL}/arc_challenge/test.jsonl"))
+    assert (len(s.train), len(s.val), len(s.tests["test"])) == (1217, 200, 1172)
+    assert "1 of 1418 rows dropped, a question twice" in capsys.readouterr().err
+    every = s.train + s.val + s.tests["test"]
+    assert {q.gold for q in every} == {*"ABCDE1234"} and all(f"\n({q.gold}) " in q.text for q in every)
+
+
+def apps(tests, **row):
+    return {"question": "Add.", "solutions": '["print(sum(map(int, input().split())))"]', "input_output": tests if isinstance(tests, str) else json.dumps(tests),
+            "starter_code": "", **row}
+
+
+SUM = {"inputs": ["1 2\n"], "outputs": ["3\n"]}
+BAD_ROWS = {
+    "gsm8k": [({"question": "x", "answer": None}, "no text in column 'answer'"), ({"question": " ", "answer": "#### 1"}, "no question"), ({"question": "x", "answer": "1"}, "no gold")],
+    "math": [({"problem": "x", "solution": "no box"}, "no gold"), ({"problem": "x", "solution": None}, "no text in column 'solution'"), ({"problem": 3, "answer": "1"}, "'problem'")],
+    "arc": [({**ARC[0], "answerKey": "E"}, "none of the choices' labels"), ({**ARC[0], "choices": {"text": [], "label": []}}, "no question with choices"),
+            ({**ARC[0], "choices": None}, "no question with choices"), ({**ARC[0], "choices": [1]}, "no question with choices"), ({**ARC[0], "answerKey": None}, "no question"),
+            ({**ARC[0], "choices": {"text": ["a"], "label": ["A", "B"]}}, "no question with choices"), ({**ARC[0], "choices": {"text": ["a", "b"], "label": [[], "A"]}}, "no question with choices"),
+            ({**ARC[0], "choices": {"text": ["a", "b"], "label": ["A", "A"]}}, "none of the"), ({**ARC[0], "choices": {"text": ["a", "b"], "label": ["A", "Z"]}}, "none of the")],
+    "code": [(apps(""), "no tests"), (apps("null"), "no tests"), (apps("{broken"), "broken JSON in column 'input_output'"), (apps("[" * 99_999), "broken JSON"), (apps("9" * 5000), "broken JSON"),
+             (apps([]), "another form"), (apps({"inputs": [], "outputs": []}), "no tests"), (apps({"inputs": ["1"], "outputs": []}), "another form"), (apps({"inputs": [1], "outputs": [1]}), "another form"),
+             (apps({"inputs": ["1"] * 3000, "outputs": ["1"] * 3000}), "more than 1,000 tests"), (apps({"inputs": ["1" * 200_000], "outputs": ["1"]}), "more than 100 kB"),
+             (apps({"inputs": [3], "outputs": [4], "fn_name": "f"}), "another form"), (apps({**SUM, "fn_name": 7}), "another form"), (apps(SUM, solutions="[broken"), "broken JSON in column 'solutions'"),
+             (apps(SUM, solutions='{"a": 1}'), "no list of programs"), (apps(SUM, solutions="[1]"), "no list of programs"), (apps(SUM, question=None), "no text in column 'question'"),
+             ({"text": "x", "code": "y", "test_list": ["assert f(1) =="]}, "no Python"), ({"text": "x", "code": "y", "test_list": None}, "no tests"), ({"text": "x", "code": "y", "test_list": ["#" * 200_000]}, "no tests"),
+             ({"prompt": "def f():", "entry_point": "f", "canonical_solution": "", "test": "x = 1"}, "no tests"), ({"inputs": 1}, "no text in column 'input_output'")],
+}
+GOOD = {"gsm8k": GSM, "math": MATH, "arc": ARC, "code": [apps({"inputs": [f"{i} 2\n"], "outputs": [f"{i + 2}\n"]}, question=f"Add {i}.") for i in range(12)]}
+
+
+@pytest.mark.parametrize("task", BAD_ROWS)
+def test_bad_rows_are_skipped_with_a_count_and_the_first_ones_place(tmp_path, capsys, task):
+    test = rows(tmp_path / "test.jsonl", [{**GOOD[task][0], "question": "Else?", "problem": "Else?"}] if task != "gsm8k" else GSM[:1])
+    for row, why in BAD_ROWS[task]:
+        train = rows(tmp_path / "train.jsonl", [*GOOD[task][1:], row, row])
+        s = data.LOADERS[task](config("--task", task, "--train-file", train, "--test-file", test))
+        said = capsys.readouterr().err
+        assert len(s.train) + len(s.val) == len(GOOD[task]) - 1, row
+        n = len(GOOD[task])
+        assert data.re.search(rf"train: 2 of {n + 1} rows dropped, [^\n]*({why})[^\n]*\(first: {train}:{n}\)\n", said), (said, why)
+        with pytest.raises(UserError, match="none of its rows can be used: 2 of 2 rows dropped") as e:
+            data.LOADERS[task](config("--task", task, "--train-file", rows(tmp_path / "train.jsonl", [row, row]), "--test-file", test))
+        assert "\n" not in str(e.value) and len(str(e.value)) < 1000
+
+
+@pytest.mark.parametrize("task, train, tests", [
+    ("gsm8k", ["openai/gsm8k/main[train]"], {"gsm8k": "openai/gsm8k/main[test]"}),
+    ("math", [f"EleutherAI/hendrycks_math/{s}[{split}]" for split in ("train", "test") for s in data.MATH_SUBJECTS],
+     {"math500": "HuggingFaceH4/MATH-500/[test]", "gsm8k": "openai/gsm8k/main[test]"}),
+    ("arc", ["allenai/ai2_arc/ARC-Challenge[train]", "allenai/ai2_arc/ARC-Challenge[validation]"], {"arc": "allenai/ai2_arc/ARC-Challenge[test]"}),
+    ("code", ["hf://datasets/codeparrot/apps/train.jsonl/[train]"], {"apps": "hf://datasets/codeparrot/apps/test.jsonl/[test]", "mbpp": "google-research-datasets/mbpp/full[test]"})])
+def test_what_is_read_from_the_hub(monkeypatch, task, train, tests):
+    """No network here: the public names asked for, and rows of each one's columns (MATH-500 and GSM8K have an answer, hendrycks_math has none)."""
+    read = []
+
+    def rows_of(name, config, split):
+        read.append(at := f"{name}/{config or ''}[{split}]")
+        for i in range(10):
+            row = {"question": f"{at} {i}", "answer": "#### 1"} if "gsm8k" in at else {"problem": f"{at} {i}", "solution": r"\boxed{1}"} if task == "math" else \
+                {**ARC[i], "question": f"{at} {i}"} if task == "arc" else apps(SUM, question=f"{at} {i}")
+            yield f"{at}:{i}", row
+    monkeypatch.setattr(data, "hub_rows", rows_of)
+    s = data.LOADERS[task](config("--task", task))
+    assert sorted(read) == sorted([*train, *tests.values()]) and {name: len(qs) for name, qs in s.tests.items()} == dict.fromkeys(tests, 10)
+    assert len(s.train) + len(s.val) == 10 * len(train) and len({q.id for q in s.train + s.val}) == 10 * len(train)
+    assert all(q.solution for q in s.train) == (task != "arc") and (task != "math" or all("[test]" in q.id for q in s.val))
+
+
+def test_code_rows(tmp_path):
+    call = apps({"fn_name": "add", "inputs": [[1, 2]], "outputs": [[3]]}, question="Call.", starter_code="def add(a, b):\n\t", solutions=json.dumps([f"# {i}\n" for i in range(9)]))
+    train = rows(tmp_path / "train.jsonl", [*GOOD["code"], call])
+    mbpp = {"text": "Add two.", "code": "def f(x):\r\n    return x + 2", "test_list": ["assert f(1) == 3"], "test_setup_code": "", "task_id": 1}
+    he = {"task_id": "HumanEval/0", "prompt": "def g(x):\n    # x + 1\n", "entry_point": "g", "canonical_solution": "    return x + 1", "test": "def check(candidate):\n    assert candidate(1) == 2\n"}
+    tests = ",".join([rows(tmp_path / "mbpp.jsonl", [mbpp]), rows(tmp_path / "he.jsonl", [he])])
+    s = data.load_code(config("--task", "code", "--train-file", train, "--test-file", tests, "--val-queries", "1"))
+    q = next(q for q in s.train + s.val if "Call." in q.text)
+    assert q.text == "Call.\n\ndef add(a, b):\n\t\nUse Call-Based format" and len({q.solution, *q.more_solutions}) == 5
+    [m], [h] = s.tests["mbpp"], s.tests["he"]
+    assert "assert f(1) == 3" in m.text and m.solution == "def f(x):\n    return x + 2"
+    said = ["```python\ndef add(a, b):\n    return a + b\n```", "def add(a, b): return a * b", m.solution, "def f(x): return 3", "def f(x): return x", he["prompt"] + he["canonical_solution"], he["prompt"]]
+    assert rewards.grade(said, [q.gold, q.gold, m.gold, m.gold, m.gold, h.gold, h.gold], "code") == [True, False, True, True, False, True, False]
+    assert not any(json.loads(x.gold)["unsafe"] for x in s.train + [m, h])
+
+
+@real_rows
+def test_real_code():
+    s = data.load_code(config("--task", "code", "--train-file", f"{REAL}/apps/train.jsonl", "--test-file", f"{REAL}/apps/test.jsonl,{REAL}/mbpp/mbpp.jsonl,{REAL}/humaneval/HumanEval.jsonl.gz"))
+    assert (len(s.train) + len(s.val), {name: len(qs) for name, qs in s.tests.items()}) == (508, {"test": 4, "mbpp": 974, "HumanEval": 164})
+    solved = [(q, y) for q in s.train + s.val for y in (q.solution, *q.more_solutions) if y]
+    assert len(solved) == 21 and sum(rewards.grade([y for _, y in solved], [q.gold for q, _ in solved], "code")) >= 18   # problem 2287 takes several answers
+    some = s.tests["mbpp"][:100]
+    assert all(rewards.grade([q.solution for q in some], [q.gold for q in some], "code")) and not any(rewards.grade(["pass"] * 100, [q.gold for q in some], "code"))
 
 
 # -- prompts and batches ----------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ EQUAL = r"""
 5 | x=5 | x = 5 | 5 apples | x=2+3=5 | 2+3=5 | +5 | 5.0
 120,000 | 120000
 1000 | 1\,000 | 1,\!000 | 1 000
+1000000 | 1 000 000 | 10^6
 1,000 | 1{,}000
 111, \! 111, \! 111 | 111,111,111
 \frac13 | 0.\overline{3}
@@ -55,7 +56,7 @@ A, B | \text{A,B} | B, A
 99\pi \text{ square inches} | 99\pi
 8\sqrt{3} \text { square inches} | 8\sqrt{3}
 480 + 480\sqrt{3}\text{ feet} | 480(1+\sqrt{3})
-18 | 18 dollars | \$18 | \$18.00 | $18
+18 | 18 dollars | \$18 | \$18. | \$18.00 | $18
 54.6 | \$ 54.60
 \$18.90 | 18.90
 1250 | \$1,250
@@ -206,6 +207,9 @@ Softball, Kickball, Picnic | \text{Softball, Kickball, Picnic}
 # prediction | reference: never equal
 UNEQUAL = r"""
 x=5 | y=5
+-x \in [1,2] | x \in [1,2]
+2x \in [1,2] | x \in [1,2]
+115,0000 | 115,000
 2500 | 25
 25 | 2500
 120,006 | 120,000
@@ -331,7 +335,12 @@ EXTRACT = [
     ("math", r"\boxed{7} and then \boxed{\frac{1", "7"),
     ("math", r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
     ("math", r"\boxed{\boxed{5}}", r"\boxed{5}"),
-    ("math", r"$\boxed{1}$ or $\boxed{2}$", "2"),
+    ("math", r"$\boxed{1}$ or $\boxed{2}$", None), ("math", r"\boxed{1}, \boxed{2}\text{ or }\boxed{3}", None),
+    ("math", r"The answer is $\boxed{1}$ or $\boxed{2}$. #### 2", None),
+    ("math", r"$x=\boxed{1}$ and $x=\boxed{2}$.", "1, 2"), ("math", r"\[\boxed{1}, \quad \boxed{2},\text{ and }\boxed{3}.\]", "1, 2, 3"),
+    ("math", r"\boxed{1}, \boxed{1}", "1"), ("math", r"\boxed{1} and so on to \boxed{2}", "2"), ("math", r"\boxed{1} \boxed{2}", "2"),
+    ("math", r"\boxed{9} or \boxed{8}. We find \boxed{1} and \boxed{2}", "1, 2"), ("math", r"\boxed{\boxed{5}, \boxed{6}}", r"\boxed{5}, \boxed{6}"),
+    ("math", r"\boxed 3, \boxed{4}", "3, 4"), ("math", r"The answer is 5: \boxed{}", None),
     ("math", r"\boxed{5}. Check: yes, \boxed{5}", "5"),
     ("math", r"so it is $\boxed 9$.", "9"),
     ("math", "Final Answer: The final answer is $x^2$. I hope it is correct.", "$x^2$"),
@@ -354,11 +363,18 @@ EXTRACT = [
     ("toy", "5", None),
     ("toy", "#", None),
     ("toy", "# ٥", None),
+    ("code", "print(1)", "print(1)"), ("code", "", None), ("code", "Draft:\n```\nx\n```\nThen\n```python\nprint('``')\n```\nDone.", "print('``')"),
+    ("code", "```py\nprint(1)", "print(1)"), ("code", "def f(x):\n  return x\n```", "def f(x):\n  return x"), ("code", "print(1)\n```\n", "print(1)"), ("code", "x = '```'", "x = '```'"), ("code", "```\n```", None),
     ("arc", "B", "B"), ("arc", "(B)", "B"), ("arc", "B.", "B"), ("arc", "B) dry palms", "B"), ("arc", "3", "3"),
     ("arc", "Because it rubs.\nThe answer is (C).", "C"),
     ("arc", "The correct answer is: D. Rain", "D"),
     ("arc", "**Answer: option A**", "A"),
     ("arc", r"$\boxed{\text{(B)}}$", "B"), ("arc", r"\boxed{b}", "B"), ("arc", "#### E", "E"),
+    ("arc", "The correct option is B.", "B"), ("arc", "The best choice is (d).", "D"), ("arc", 'The answer is "B".', "B"), ("arc", "The answer is [B]", "B"),
+    ("arc", "The answer is letter D", "D"), ("arc", "The answer is A: a dog", "A"), ("arc", "The answer is B a dog", "B"), ("arc", "The answer is A.", "A"), ("arc", "The answer is 4.", "4"),
+    ("arc", "B. A dog and a cat", "B"), ("arc", "B. Either a dog or a cat", "B"), ("arc", "The answer is (B) and not (A).", "B"), ("arc", "The answer is B, not A", "B"),
+    ("arc", "The answer is A dog", None), ("arc", "The answer is 3 meters", None), ("arc", "The answer is 3.5 meters", None), ("arc", "The answer is A B", None),
+    ("arc", "The answer is (A) a dog, or maybe (B)", None), ("arc", r"\boxed{A} or \boxed{B}", None), ("arc", r"\boxed{A}, \boxed{B}", None), ("arc", r"\boxed{AB}", None),
     ("arc", "The answer is A or B", None), ("arc", "The answer is (A) and (B)", None), ("arc", "The answer is A, B", None),
     ("arc", "The answer is not B", None), ("arc", "The answer is a rock", None), ("arc", "Dry palms", None), ("arc", "", None),
 ]
@@ -500,7 +516,7 @@ def test_math500_references_equal_themselves():
 def test_math_train_references():
     rows = [json.loads(line) for line in gzip.open(DATA / "math/train12k.jsonl.gz", "rt", encoding="utf-8")]
     right = grade([row["solution"] for row in rows], [row["answer"] for row in rows], "math")
-    assert sum(right) >= len(rows) - 2  # two have no answer
+    assert sum(right) == len(rows) - 24  # two have no answer; 22 box two answers, "and" (a list) or "or" (wrong), of which the row names the last
     golds = sorted({row["answer"] for row in rows if row["answer"]})
     shuffled = random.Random(0).sample(golds, len(golds))
     equal = sum(grade([r"\boxed{%s}" % x for x in shuffled], golds, "math"))
@@ -585,7 +601,7 @@ HOSTILE = [
     "$" * 500, "\\" * 500, "-" * 499 + "1", r"\sin" * 120, "|" * 100, "^" * 50, ",".join(["1"] * 200), " " * 1_000_000 + "6",
     r"|\sin(9^{9^9})|", r"\lfloor 9^{99999} \rfloor", "1e999999999", "0." + "0" * 400 + "1", r"0.\overline{" + "9" * 400 + "}",
     "(x+1)^{99999}", "(x+y+z)^{5000}", r"\lceil (x+1)^{9999} \rceil", "__import__('os').system('touch /tmp/owned')",
-    "answer is " * 100_000, "#### " * 100_000, "5 " * 400, "a.m. " * 90, r"\text{" * 99, "1_" * 200, "1:" * 200, "1%" * 300,
+    "B or " * 200_000, r"\boxed 5 or " * 90_000, "```\n" * 100_000, "(A) or " * 100_000, "answer is " * 100_000, "#### " * 100_000, "5 " * 400, "a.m. " * 90, r"\text{" * 99, "1_" * 200, "1:" * 200, "1%" * 300,
 ]
 
 
@@ -594,6 +610,8 @@ def test_hostile(i):
     text = HOSTILE[i]
     start = time.monotonic()
     said = [rf"\boxed{{{text}}}", r"\boxed{\frac{10}{2}}", text, "#### " + text, r"\boxed{5.0001}"]
+    for task in ("arc", "code", "gsm8k"):
+        assert all(extract_answer(x, task) != "5" or "5" in text[:9] for x in said[2:4])
     verdicts = grade(said, ["5"] * 5, "math") + [answers_match(text, "7", "math"), answers_match("7", text, "math")]
     assert time.monotonic() - start < 10
     assert verdicts[1] and not verdicts[4] and not any(verdicts[5:])
