@@ -135,21 +135,21 @@ def _toy_values(defs: dict[str, tuple[str, ...]]) -> dict[str, int]:
 
 
 def toy_query(rng: random.Random, max_ops: int, uid: str) -> Query:
-    """A story of 2..max_ops people after the first, each defined by anyone before, and the human-like solution for the last one.
+    """A story of 2..max_ops people after the first, short ones more often, each defined by anyone before, and a solution for the last one.
 
-    Everyone is needed for the last one. The solution takes the people in the story's order, and + and * in either order.
+    Everyone is needed for the last one, and no two have the same number. The solution takes the people in the story's order, and + and * in either order.
     """
-    while True:                            # until everyone is needed for the last one: then a wrong step anywhere is a wrong solution
+    while True:                            # until everyone is needed, and no two have the same number: then a wrong person is a wrong number
         names = rng.sample(NAMES, rng.randint(2, max_ops) + 1)
         defs: dict[str, tuple[str, ...]] = {names[0]: (str(rng.randrange(1, MOD)),)}
         for i, name in enumerate(names[1:], 1):
             a, op = rng.choice(names[:i]), rng.choice("++-*")
             b = rng.choice(names[:i]) if op == "+" and rng.random() < 0.7 else str(rng.choice(_UNITS if op == "*" else range(1, MOD)))
             defs[name] = (a, op, b)
-        if {x for d in defs.values() for x in d} >= set(names[:-1]):
+        values = _toy_values(defs)
+        if {x for d in defs.values() for x in d} >= set(names[:-1]) and len({*values.values()}) == len(names):
             break
     story = " ".join(f"{n} has {d[0]} ." if len(d) == 1 else toy_sentence(n, *d) for n, d in defs.items())
-    values = _toy_values(defs)
     steps = []
     for name in names[1:]:
         a, op, b = defs[name]
@@ -164,9 +164,10 @@ def toy_query(rng: random.Random, max_ops: int, uid: str) -> Query:
 def check_toy(text: str, response: str) -> list[bool]:
     """Is each step of a toy response right?  One bool a ` ; `-separated step, exact, with no model.
 
-    A step `X = A op B = a op b = r` is right if the story defines X so (either order for + and *), a and b are the true values of people
-    given by the story or derived by an earlier right step, and r is the true result. The last step `# r` is right if r was derived for
-    the person asked about. So a lucky answer after a wrong step is a right answer with a wrong step.
+    A step `X = A op B = a op b = r` is right if a and b are the true values of those by which the story defines X (either order for + and
+    *), given by it or derived by an earlier right step, op is its operation, and r the true result. A and B say where the numbers come from;
+    a slip there changes no number and is let pass. The last step `# r` is right if r was derived for the person asked about. So a lucky
+    answer after a wrong step is a right answer with a wrong step.
 
     >>> story = "Ida has 5 . Cid has 6 times Ida . Ann has Ida and Cid . Ann ?"
     >>> check_toy(story, "Cid = Ida * 6 = 5 * 6 = 0 ; Ann = Ida + Cid = 5 + 0 = 5 ; # 5")
@@ -178,7 +179,7 @@ def check_toy(text: str, response: str) -> list[bool]:
     truth = _toy_values(defs)
     known = {n: truth[n] for n, d in defs.items() if len(d) == 1}
     right = []
-    for step in response.split(" ; "):
+    for step in re.split(r" ;(?= )", response.removesuffix(" ;")):
         t = step.split()
         if len(t) == 2 and t[0] == "#":
             right.append(asked in known and t[1] == str(known[asked]))
@@ -193,13 +194,12 @@ def _toy_step(t: list[str], defs: dict[str, tuple[str, ...]], known: dict[str, i
     if len(t) != 11 or (t[1], t[5], t[9]) != ("=", "=", "=") or t[3] != t[7] or len(defs.get(t[0], ())) != 3:
         return False
     a, op, b = defs[t[0]]
-    said = tuple(t[2:5])
-    if said != (a, op, b) and not (op in _COMMUTE and said == (b, op, a)):
-        return False
     if any(x not in known for x in (a, b) if not x.isdigit()):
         return False
-    operands = [int(x) if x.isdigit() else known[x] for x in (t[2], t[4])]
-    return t[6:11] == [str(operands[0]), op, str(operands[1]), "=", str(_OPS[op](*operands))]
+    numbers = [int(x) if x.isdigit() else known[x] for x in (a, b)]
+    said = [t[6], t[8]]
+    same = said == [*map(str, numbers)] or op in _COMMUTE and said[::-1] == [*map(str, numbers)]
+    return same and t[7] == op and t[10] == str(_OPS[op](*numbers))
 
 
 def load_toy(cfg) -> Splits:

@@ -69,7 +69,7 @@ def test_any_change_of_one_token_breaks_a_step_unless_it_only_swaps_operands():
     ("# 5", [False]),                                                                           # right answer, no reasoning
     ("Cid = Ida * 6 = 5 * 6 = 0 ; # 5", [True, False]),                                         # a lucky answer after a right step
     ("Cid = Ida * 6 = 5 * 6 = 1 ; Cid = Ida * 6 = 5 * 6 = 0 ; Ann = Ida + Cid = 5 + 0 = 5 ; # 5", [False, True, True, True]),
-    ("", [False]), ("; ; ;", [False, False]), ("# 5 # 5", [False]), ("Ann = = = = = = = = = 5", [False]),
+    ("", [False]), ("; ; ;", [False]), ("# 5 # 5", [False]), ("Ann = = = = = = = = = 5", [False]),
 ])
 def test_check_toy(response, right):
     assert data.check_toy("Ida has 5 . Cid has 6 times Ida . Ann has Ida and Cid . Ann ?", response) == right
