@@ -20,6 +20,7 @@ import fcntl
 import functools
 import gzip
 import hashlib
+import inspect
 import io
 import json
 import math
@@ -43,6 +44,7 @@ import metrics
 import rewards
 from data import Query, Sample, Splits, UserError
 from metrics import Parser, grid
+from rewards import PRM
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -53,10 +55,12 @@ class Config:
     """All settings; `python bstar.py --help` prints this block. Sections are the paper's: M and N of Sec. 3.1, the rest of Sec. 4.1 and App. A."""
     task: str = "toy"                      # whose questions: a loader of data.py, a grader of rewards.py and a preset below
     method: str = "bstar"                  # sft | rest-em | iterative-rft | online-rft | bstar [App. B]
-    reward: str = "answer"                 # answer ("w/o RM") | tests (code) | answer+oracle (the exact step checker, toy only) [Sec. 2.3]
+    reward: str = "answer"                 # answer ("w/o RM") | answer+prm ("w/ RM") | tests (code) | answer+oracle (the toy's exact step checker) [Sec. 2.3]
     model: str = ""                        # base model: hub name or folder; empty for the toy, whose base is made on the spot
     seed: int = 0                          # of everything but the toy's questions
     out: str = ""                          # run folder; default runs/TASK-METHOD-REWARD-SEED
+    prm: str = ""                          # process reward model, hub name or folder; empty = train_prm.py's for this task, trained if there is none
+    prm_format: str = "own"                # own (two-label token classification, as TRL's) | shepherd | qwen (Math-Shepherd's and Qwen2.5-Math-PRM's)
     engine: str = "auto"                   # auto | vllm | hf: who samples; auto = vllm with a GPU, else transformers
     # data
     train_file: str = ""                   # local .jsonl, .jsonl.gz or .parquet (several with commas) instead of the hub's rows
@@ -117,8 +121,8 @@ class Config:
 
 
 PRESETS = {
-    "toy": dict(reward="answer+oracle", sft_epochs=9, start_epoch=3, sft_lr=3e-3, toy_max_ops=5, num_iters=6, queries_per_iter=6000, K=8, steps_per_iter=120,
-                batch_size=32, lr=1e-3, lr_end=1e-4, balance_queries=150, max_tokens=64, max_length=160, eval_queries=200, val_queries=200,
+    "toy": dict(reward="answer+prm", toy_max_ops=5, toy_solutions=9000, sft_lr=3e-3, num_iters=4, queries_per_iter=1000, K=16, steps_per_iter=80,
+                batch_size=32, lr=1e-3, lr_end=1e-4, balance_queries=60, max_tokens=64, max_length=160, eval_queries=200, val_queries=200,
                 token_budget=4096),
     "gsm8k": dict(model="mistralai/Mistral-7B-v0.1", max_tokens=512, gradient_checkpointing=True, token_budget=8192),
     "math": dict(model="mistralai/Mistral-7B-v0.1", gradient_checkpointing=True, token_budget=8192),
@@ -131,8 +135,9 @@ PRESETS = {
 
 
 # Query effect counts right answers, however they were reached (the paper's footnote 1): on the paper's grid, -1..1, the balancer takes the lowest
-# tau that keeps wrong answers out, and so every lucky guess. Above 1 means "right, and the process reward does not object".
+# tau that keeps wrong answers out, and so every lucky guess. With r = 1 + r_prm, above tau means p > tau / 2 for a right answer's lowest step.
 PRESETS["toy answer+oracle"] = dict(taus="1:1.9:0.1")
+PRESETS["toy answer+prm"] = dict(taus="0.2:1.9:0.1")
 
 
 class Method(NamedTuple):
@@ -147,24 +152,24 @@ METHODS = {"sft": Method(iterate=False), "rest-em": Method(from_base=True), "ite
            "bstar": Method(inherit=True, balance=True)}
 
 
-def parse_config(argv: Sequence[str] | None = None) -> Config:
-    """Flags -> Config, checked. The flags are the fields of Config; help texts are its comments.
+def parse_config(argv: Sequence[str] | None = None, kind: type = Config, presets: dict = PRESETS, without: Sequence[str] = (), doc: str = __doc__):
+    """Flags -> Config, checked. The flags are the fields of Config (or of a record made from it, less some); help texts are its comments.
 
     raises UserError  naming the flag, what was given and what is allowed
     """
-    p = Parser(prog="bstar.py", description=__doc__, argument_default=argparse.SUPPRESS)
-    notes = dict(re.findall(r"^    (\w+): .*?# (.*)$", Path(__file__).read_text(encoding="utf-8"), re.M)) | {"task": " | ".join(data.LOADERS)}
-    for f in dataclasses.fields(Config):
+    p = Parser(prog=Path(sys.argv[0]).name, description=doc, argument_default=argparse.SUPPRESS)
+    notes = {k: v for c in kind.__mro__[-2::-1] for k, v in re.findall(r"^    (\w+): .*?# (.*)$", inspect.getsource(c), re.M)}
+    notes["task"] = " | ".join(data.LOADERS)
+    for f in [f for f in dataclasses.fields(kind) if f.name not in without]:
         flag, text = "--" + f.name.replace("_", "-"), f"{notes.get(f.name, '')} (default {f.default!r})".replace("%", "%%")
-        kind = {"int": int, "float": float, "float | None": float, "str": str}.get(f.type)
-        p.add_argument(flag, dest=f.name, help=text, **({"type": kind} if kind else {"action": argparse.BooleanOptionalAction}))
+        typ = {"int": int, "float": float, "float | None": float, "str": str}.get(f.type)
+        p.add_argument(flag, dest=f.name, help=text, **({"type": typ} if typ else {"action": argparse.BooleanOptionalAction}))
     given = vars(p.parse_args(argv))
-    one_of("task", given.get("task", "toy"), data.LOADERS)
-    preset = PRESETS[given.get("task", "toy")]
-    reward = given.get("reward", preset.get("reward", Config.reward))
-    cfg = Config(**{**preset, **PRESETS.get(f"{given.get('task', 'toy')} {reward}", {}), **given})
+    task = given.get("task", "toy")
+    one_of("task", task, data.LOADERS)
+    preset = presets[task]
+    cfg = kind(**{**preset, **presets.get(f"{task} {given.get('reward', preset.get('reward', Config.reward))}", {}), **given})
     check(cfg)
-    cfg.out = cfg.out or f"runs/{cfg.task}-{cfg.method}-{cfg.reward}-{cfg.seed}"
     return cfg
 
 
@@ -178,6 +183,7 @@ def check(cfg: Config) -> None:
     """Values that can be told wrong before anything is loaded; raises UserError."""
     one_of("method", cfg.method, METHODS)
     one_of("reward", cfg.reward, rewards.REWARDS)
+    one_of("prm-format", cfg.prm_format, rewards.PRM_FORMATS)
     one_of("engine", cfg.engine, ("auto", "vllm", "hf"))
     one_of("chat", cfg.chat, ("auto", "on", "off"))
     if cfg.engine == "vllm" and find_spec("vllm") is None:
@@ -241,6 +247,7 @@ def open_run(cfg: Config) -> Path:
 
     raises UserError  if another process holds it, or its config.json differs (naming the keys)
     """
+    cfg.out = cfg.out or f"runs/{cfg.task}-{cfg.method}-{cfg.reward}-{cfg.seed}"
     out = Path(cfg.out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -721,14 +728,14 @@ def sample(engine, policy, jobs: Sequence[Job], prompt: Callable[[Query], list[i
     return results
 
 
-def score(queries: Sequence[Query], groups: Sequence[Sequence[Sample]], cfg: Config, desc: str = "score") -> None:
+def score(queries: Sequence[Query], groups: Sequence[Sequence[Sample]], cfg: Config, prm: PRM | None = None, desc: str = "score") -> None:
     """Fills pred, correct, sound, steps, r_prm and reward of every sample (Eq. 1); a cut-off response keeps r = -inf.   [Sec. 2.3]"""
     flat = [(q, s) for q, g in zip(queries, groups, strict=True) for s in g]
     bar = data.progress(len(flat), desc)
     for k in range(0, len(flat), 10_000):
         part = flat[k:k + 10_000]
         correct = rewards.grade([s.response for _, s in part], [q.gold for q, _ in part], cfg.task)
-        steps = rewards.step_scores([q.text for q, _ in part], [s.response for _, s in part], cfg.reward)
+        steps = rewards.step_scores([q.text for q, _ in part], [s.response for _, s in part], cfg.reward, prm)
         for (q, s), ok, p in zip(part, correct, steps, strict=True):
             s.pred = rewards.extract_answer(s.response, cfg.task)
             s.correct, s.steps = (ok := ok and not (cfg.task == "math" and rewards.copies(s.pred, q.gold, q.text))), p
@@ -824,7 +831,7 @@ def cosine(step: int, horizon: int, peak: float, end: float, warmup: float) -> f
 
 
 def train(policy, optimizer, examples: list[tuple[list[int], int]], steps: range, rate: Callable[[int], float], cfg: Config, seed: int,
-          desc: str) -> dict:
+          desc: str, accumulate: Callable = accumulate) -> dict:
     """The optimizer steps of one phase; every example once before any comes again.
 
     examples  (ids, n_prompt) pairs; steps numbers them on the schedule `rate`
@@ -894,12 +901,14 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
         yield
 
 
-def sft(cfg: Config, base: str, examples: list[tuple[list[int], int]], tokenizer, stages: int) -> list[Path]:
+def sft(cfg: Config, base: str, examples: list[tuple[list[int], int]], tokenizer, stages: int) -> list[Path | str]:
     """Fine-tunes base on the human solutions, one cosine over sft_epochs, and keeps every start_epoch-th epoch   [App. A; Eq. 3]
 
     Cached under what it is made of (settings, base, examples), so methods and rewards share it.
     returns the first `stages` checkpoints; [0] is iteration 0's policy
     """
+    if not cfg.start_epoch:
+        return [base]
     if not examples:
         raise UserError("no human solutions to fine-tune on; --start-epoch 0 starts from the model as it is")
     parts = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(Path(base).iterdir())] if Path(base).is_dir() else []
@@ -921,10 +930,42 @@ def sft(cfg: Config, base: str, examples: list[tuple[list[int], int]], tokenizer
     return paths
 
 
+class Setup(NamedTuple):
+    """What a run stands on, made from its Config alone."""
+    splits: Splits
+    base: str                              # the base model's folder or hub name
+    tokenizer: object
+    prompt: Callable[[Query], list[int]]
+    engine: object                         # asleep
+    human: list[tuple[list[int], int]]     # the SFT set, as training examples
+
+
+def set_up(cfg: Config) -> Setup:
+    """Data, tokenizer, the sampling engine and the SFT set; everything that can be told wrong before training is told here, by UserError."""
+    settle(cfg)
+    fits(cfg)
+    splits, base = data.LOADERS[cfg.task](cfg), base_model(cfg)
+    tokenizer = load_tokenizer(base)
+    chat = use_chat(cfg, tokenizer)
+    prompt = functools.cache(lambda q: data.prompt_ids(tokenizer, q, splits, chat))
+    drop_long_prompts(splits, prompt, cfg)
+    engine = make_engine(cfg, tokenizer, base)
+    human = [(q, y) for q in splits.train for y in (q.solution, *q.more_solutions) if y]
+    return Setup(splits, base, tokenizer, prompt, engine, encode(human, prompt, tokenizer, cfg, "human solutions"))
+
+
+def load_prm(cfg: Config, have: Setup) -> PRM | None:
+    """The reward's process model: --prm, or the task's own, which train_prm.py makes once."""
+    if cfg.reward != "answer+prm":
+        return None
+    import train_prm                               # imports this file
+    return PRM.load(cfg.prm or train_prm.ready(cfg, have), cfg.prm_format, cfg.token_budget)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Evaluate
 
-def evaluate(engine, policy, splits: Splits, prompt: Callable[[Query], list[int]], cfg: Config, t: int, parts: Path) -> dict:
+def evaluate(engine, policy, prm: PRM | None, splits: Splits, prompt: Callable[[Query], list[int]], cfg: Config, t: int, parts: Path) -> dict:
     """Validation and test metrics of a policy: greedy pass@1, and from eval_samples at T = 1 (fixed, so that curves compare) the rest.
 
     returns  {"pass@1": %, "pass@K": %, "pass@K-S": %, "reward@K-S": %, "distinct": share, ...}; the first test set has no prefix
@@ -936,7 +977,7 @@ def evaluate(engine, policy, splits: Splits, prompt: Callable[[Query], list[int]
     jobs = [job for job in jobs if job.n]
     done = dict(zip((job.name for job in jobs), sample(engine, policy, jobs, prompt, cfg, parts, f"evaluate {t}")))
     for job in jobs:
-        score(job.queries, done[job.name], cfg)
+        score(job.queries, done[job.name], cfg, prm)
     row = {"val/pass@1": percent([[s.correct for s in g] for g in done[f"iter{t}.val"]])}
     for name in tests:
         prefix, greedy, sampled = "" if name == next(iter(tests)) else f"{name}/", done[f"iter{t}.{name}.greedy"], done.get(f"iter{t}.{name}.sampled")
@@ -964,6 +1005,9 @@ def metrics_of(greedy: list[list[Sample]], sampled: list[list[Sample]], K: int, 
         row.update({f"pass@{k}": percent(metrics.pass_at_k_s(K, correct.sum(1), k, 1)),
                     f"pass@{k}-{S}": percent(metrics.pass_at_k_s(K, correct.sum(1), k, S)),
                     f"reward@{k}-{S}": percent(metrics.reward_at_k_s(reward, correct, k, S))})
+    if sampled[0][0].r_prm is not None:            # ranked without the gold answer: what one could do with a question of one's own
+        r_prm = np.array([[s.r_prm if s.finish_reason == "stop" else -np.inf for s in g] for g in sampled])
+        row[f"prm@{K}-{S}"] = percent(metrics.reward_at_k_s(r_prm, correct, K, S))
     if sampled[0][0].sound is not None:
         sound = np.array([[s.sound for s in g] for g in sampled])
         row.update({"sound@1": percent([[s.sound for s in g] for g in greedy]), f"sound@{K}": percent(sound.any(1)),
@@ -981,7 +1025,7 @@ def false_reasoning(samples: Sequence[Sample]) -> float | None:
 # ---------------------------------------------------------------------------------------------------------------------
 # Balance
 
-def balance(engine, policy, queries: list[Query], n_star: int, prompt, cfg: Config, t: int, out: Path) -> tuple[dict, list[list[Sample]]]:
+def balance(engine, policy, prm: PRM | None, queries: list[Query], n_star: int, prompt, cfg: Config, t: int, out: Path) -> tuple[dict, list[list[Sample]]]:
     """Algorithm 1's configuration step: samples the subset at every T, scores once, sweeps every tau, takes the best query effect   [Sec. 3.3]
 
     returns  the ledger's line (see metrics.decide) and the subset's samples at the chosen T, which are on-policy and join the pool
@@ -989,7 +1033,7 @@ def balance(engine, policy, queries: list[Query], n_star: int, prompt, cfg: Conf
     jobs = [Job(f"iter{t}.T{T:g}", queries, cfg.K, T) for T in cfg.temperature_grid]
     by_T = sample(engine, policy, jobs, prompt, cfg, out / "parts", f"balance {t}")
     for groups in by_T:
-        score(queries, groups, cfg)
+        score(queries, groups, cfg, prm)
     reward, correct, _ = map(np.stack, zip(*map(as_arrays, by_T)))                 # (G_T, Q, K) each
     text = np.array([[metrics.classes([s.response for s in g]) for g in groups] for groups in by_T], dtype=np.int32)
     path = out / "samples" / f"balance_{t}.npz"
@@ -1035,6 +1079,25 @@ def improve(policy, optimizer, kept: list[tuple[Query, str]], base: str, tokeniz
     return policy, optimizer if method.inherit else None, log
 
 
+def watch_prm(queries: list[Query], pool: list[list[Sample]], tau: float) -> dict:
+    """Does the PRM still know this policy's solutions?  On an iteration's pool; a PRM is trained once, the policy moves   [Sec. 2.3, Observation 3]
+
+    AUC and calibration are of r_prm (as a probability) against the right answer, on the toy also against the truth of every step.
+    """
+    flat = [(q, s) for q, g in zip(queries, pool) for s in g if s.finish_reason == "stop" and s.steps]
+    if not flat:
+        return {}
+    p, correct = np.array([min(s.steps) for _, s in flat]), np.array([s.correct for _, s in flat])
+    admitted, share = np.array([s.reward > tau for _, s in flat]), lambda x: float(x.mean()) if len(x) else None
+    row = {"auc": metrics.auc(p, correct), **metrics.calibration(p, correct), "wrong_admitted": share(admitted[~correct]),
+           "min_last": share(np.array([s.steps[-1] == min(s.steps) for _, s in flat]))}
+    if flat[0][1].sound is not None:
+        sound, right = np.array([s.sound for _, s in flat]), [data.check_toy(q.text, s.response) for q, s in flat]
+        scores, truth = zip(*((x, all(ok[:j + 1])) for (_, s), ok in zip(flat, right) for j, x in enumerate(s.steps)))
+        row.update(auc_sound=metrics.auc(p, sound), step_auc=metrics.auc(scores, truth), false_admitted=share(admitted[correct & ~sound]))
+    return {f"prm/{k}": None if v != v else round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
+
+
 def pool_metrics(queries: list[Query], pool: list[list[Sample]], kept: list[list[Sample]], tau: float, n_star: int) -> dict:
     """What an iteration's pool says of exploration and exploitation: query effect at the (T, tau) used, what was kept, false reasoning."""
     n_sel, n_correct = metrics.sweep(*as_arrays(pool), [tau])
@@ -1044,7 +1107,7 @@ def pool_metrics(queries: list[Query], pool: list[list[Sample]], kept: list[list
            "selected/correct": percent([s.correct for s in flat]) if flat else None, "queries_kept": sum(map(bool, kept))}
     if pool[0][0].sound is not None:
         row.update({"pool/false_reasoning": false_reasoning([s for g in pool for s in g]), "selected/false_reasoning": false_reasoning(flat)})
-    return row
+    return row | (watch_prm(queries, pool, tau) if pool[0][0].r_prm is not None else {})
 
 
 def save_samples(path: Path, queries: list[Query], pool: list[list[Sample]], kept: list[list[Sample]]) -> None:
@@ -1104,16 +1167,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         shutil.rmtree(out / "parts", ignore_errors=True)
         metrics.report([metrics.read_run(out)], out)
         return print(f"{out}: finished ({total_iters(cfg)} iterations); another --out or --seed starts a new run")
-    settle(cfg)
-    fits(cfg)
-    splits, base, method = data.LOADERS[cfg.task](cfg), base_model(cfg), METHODS[cfg.method]
-    tokenizer = load_tokenizer(base)
-    chat = use_chat(cfg, tokenizer)
-    prompt = functools.cache(lambda q: data.prompt_ids(tokenizer, q, splits, chat))
-    drop_long_prompts(splits, prompt, cfg)
-    engine = make_engine(cfg, tokenizer, base)
-    human = encode([(q, y) for q in splits.train for y in (q.solution, *q.more_solutions) if y], prompt, tokenizer, cfg, "human solutions")
-    starts = sft(cfg, base, human, tokenizer, 1 if method.iterate else total_iters(cfg) + 1) if cfg.start_epoch else [base]
+    have, method = set_up(cfg), METHODS[cfg.method]
+    splits, base, tokenizer, prompt, engine, human = have
+    prm = load_prm(cfg, have)
+    starts = sft(cfg, base, human, tokenizer, 1 if method.iterate else total_iters(cfg) + 1)
     policy, optimizer, t, log = resume(cfg, out, starts, len(done))
     start_steps = cfg.start_epoch * math.ceil(len(human) / cfg.batch_size)
 
@@ -1125,7 +1182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             T, tau, pool = cfg.temperature or 1.0, 0.0 if cfg.tau is None else cfg.tau, []
             if method.balance and len(cfg.temperature_grid) * len(cfg.tau_grid) > 1:
                 with clock(out, t, "balance"):
-                    choice, pool = balance(engine, policy, queries[:cfg.balance_queries], n_star, prompt, cfg, t, out)
+                    choice, pool = balance(engine, policy, prm, queries[:cfg.balance_queries], n_star, prompt, cfg, t, out)
                     T, tau = choice["temperature"], choice["tau"]
             # -- sample: K responses to every other query
             with clock(out, t, "gen"):
@@ -1134,7 +1191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 more = sum(sample(engine, policy, jobs, prompt, cfg, out / "parts", f"sample {t}"), [])
             # -- score and select: r > tau, unique, round-robin
             with clock(out, t, "score"):
-                score(rest, more, cfg)
+                score(rest, more, cfg, prm)
                 pool += more
                 kept = select(pool, tau, cfg.samples_per_iter, seed_of(cfg.seed, t, "select"))
                 save_samples(out / "samples" / f"iter_{t}.jsonl.gz", queries, pool, kept)
@@ -1148,7 +1205,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             policy = load_policy(cfg, starts[t])
         # -- evaluate and write
         with clock(out, t, "eval"):
-            row = {"iter": t, **(log or {}), **evaluate(engine, policy, splits, prompt, cfg, t, out / "parts")}
+            row = {"iter": t, **(log or {}), **evaluate(engine, policy, prm, splits, prompt, cfg, t, out / "parts")}
         report(out, row, starts, cfg)
         t, log = t + 1, None
 
@@ -1176,4 +1233,5 @@ def resume(cfg: Config, out: Path, starts: Sequence[Path], n_done: int):
 
 
 if __name__ == "__main__":
-    data.run(main)
+    import bstar                                   # as train_prm.py sees it: one copy of this file, not two
+    data.run(bstar.main)

@@ -169,6 +169,21 @@ def auc(score, label) -> float:
     return float((rank[label].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg))
 
 
+def calibration(p, label, bins: int = 10) -> dict:
+    """Reliability of probabilities: in ten equal bins the mean of p, the share of positives, the count; and ECE = sum_b n_b/n |difference|.
+
+    >>> c = calibration([0.05, 0.95, 0.85, 0.95], [0, 1, 0, 1])
+    >>> c["ece"], c["calibration"]["n"], c["calibration"]["correct"][9]
+    (0.25, [1, 0, 0, 0, 0, 0, 0, 0, 1, 2], 1.0)
+    """
+    p, label = np.asarray(p, dtype=float), np.asarray(label, dtype=float)
+    at = np.minimum((p * bins).astype(int), bins - 1)
+    n, score, right = (np.bincount(at, w, bins) for w in (None, p, label))
+    mean = lambda total: [round(float(x / k), 4) if k else None for x, k in zip(total, n)]
+    return {"ece": round(float(np.abs(score - right).sum() / len(p)), 4),
+            "calibration": {"score": mean(score), "correct": mean(right), "n": n.astype(int).tolist()}}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The balance: query effect, the tau sweep, the decision
 
@@ -453,7 +468,8 @@ def markdown(lines: Sequence[Sequence]) -> str:
     return "\n".join([head, "|---" * len(lines[0]) + "|", *rows])
 
 
-COLUMNS = ["val/pass@1", "pass@1", "pass@K", "pass@K-S", "reward@K-S", "prm@K-S", "distinct", "sound@1", "sound@K", "false_reasoning", "temperature", "tau"]
+COLUMNS = ["val/pass@1", "pass@1", "pass@K", "pass@K-S", "reward@K-S", "prm@K-S", "distinct", "sound@1", "sound@K", "false_reasoning", "selected/false_reasoning",
+           "temperature", "tau"]
 
 
 def table(runs: Sequence[Run]) -> str:
@@ -477,7 +493,7 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def _cell(name: str, x: float | None) -> str:
-    return "" if x is None else f"{x:.2f}" if name in ("distinct", "false_reasoning") else f"{x:.1f}"
+    return "" if x is None else f"{x:.2f}" if name in ("distinct", "false_reasoning", "selected/false_reasoning") else f"{x:.1f}"
 
 
 def _mean_cell(name: str, values: list[float], n: int) -> str:

@@ -634,7 +634,7 @@ def grade_programs(programs: Sequence[str], tests: Sequence[dict], fn_names: Seq
 # Text goes between policy and PRM, never token ids, so their tokenizers may differ. A PRM reads
 # query, step, separator, step, separator, ... and says at each separator how likely the steps so far are right.
 
-_FORMULA = (r"\\[$\\](?![\[(])|\$\$(?:(?!\$\$).){0,4000}\$\$|\$[^$\n]+\$|\\\[(?:(?!\\\[).){0,4000}?\\\]|\\\((?:(?!\\\().){0,4000}?\\\)|"
+_FORMULA = (r"\\[$\\](?![\[(])|\$\$(?:(?!\$\$).){0,4000}\$\$|\$[^$\n]+\$|\$(?!<|\d[\d,.]*+(?!\s*[=+\-*/^\\(<>]))[^$]{1,1000}\$|\\\[(?:(?!\\\[).){0,4000}?\\\]|\\\((?:(?!\\\().){0,4000}?\\\)|"
             r"\\begin\{(\w+\*?)\}(?:(?!\\begin\{\1\}).){0,8000}?\\end\{\1\}|\[asy\](?:(?!\[asy\]).){0,8000}?\[/asy\]")
 _STEP_END = re.compile(rf"{_FORMULA}|(?P<end>\s*\n\s*(?![a-z\s]|\\\[|\\begin|\$\$)|(?<=[.!?])(?= +[A-Z$\\])|(?<=[.!?][$)])(?= +[A-Z$\\])| ;(?= ))", re.S)
 
@@ -724,8 +724,8 @@ class PRM:
         import torch
         L, dev = max(map(len, rows)), self.model.device
         ids = torch.tensor([list(r) + [0] * (L - len(r)) for r in rows], device=dev)                # (B, L)
-        row = torch.tensor([b for b, at in enumerate(places) for _ in at], device=dev)
-        column = torch.tensor([i for at in places for i in at], device=dev)
+        row = torch.tensor([b for b, at in enumerate(places) for _ in at], dtype=torch.long, device=dev)
+        column = torch.tensor([i for at in places for i in at], dtype=torch.long, device=dev)
         hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[row, column]   # (steps, width)
         if self.kind != "shepherd":
             return self.model.score(hidden).float()

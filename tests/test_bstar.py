@@ -25,7 +25,7 @@ from data import Query, Sample, UserError
 ROOT = Path(bstar.__file__).parent
 TINY = ("--sft-epochs 12 --start-epoch 6 --num-iters 2 --steps-per-iter 4 --queries-per-iter 24 --K 4 --balance-queries 8 --temperatures 0.6:1.0:0.4 "
         "--eval-queries 10 --eval-samples 4 --S 2 --val-queries 10 --toy-queries 200 --toy-solutions 128 --toy-max-ops 2 --max-tokens 40 --chunk 10 "
-        "--batch-size 16 --taus=-1:1:0.1").split()
+        "--batch-size 16 --taus=-1:1:0.1 --reward answer+oracle").split()
 
 
 @pytest.fixture(scope="module")
@@ -64,11 +64,11 @@ def test_with_a_binary_reward_the_balancer_sees_that_tau_has_no_say():
     rng, cfg = np.random.default_rng(5), bstar.parse_config(["--task", "arc"])
     p = rng.beta(1, 1, (40, 1))
     correct = np.stack([rng.random((40, cfg.K)) < p ** (1 + abs(T - 0.7)) for T in cfg.temperature_grid])
-    line = metrics.decide(correct.astype(float), correct, np.zeros_like(correct), cfg.temperature_grid, cfg.tau_grid, n_star=30)
+    line = metrics.decide(correct.astype(float), correct, np.broadcast_to(np.arange(cfg.K), correct.shape), cfg.temperature_grid, cfg.tau_grid, n_star=30)
     surface = np.array(line["surface"])
     ties = [i for i, tau in enumerate(cfg.tau_grid) if 0 <= tau < 1]
     assert len(ties) == 10 and (surface[:, ties] == surface[:, ties[:1]]).all() and (surface[:, 0] < surface[:, ties[0]]).all() and not surface[:, -1].any()
-    alone = metrics.decide(correct.astype(float), correct, np.zeros_like(correct), cfg.temperature_grid, [0.0], n_star=30)
+    alone = metrics.decide(correct.astype(float), correct, np.broadcast_to(np.arange(cfg.K), correct.shape), cfg.temperature_grid, [0.0], n_star=30)
     assert line["temperature"] == alone["temperature"] and line["qe"] == pytest.approx(alone["qe"]) and 0 <= line["tau"] < 1
 
 
@@ -96,7 +96,7 @@ def test_every_field_is_used():
     ("--K 0", "--K 0: expected at least 1"), ("--K many", "--K: invalid int value: 'many'"), ("--nonsense 1", "unrecognized arguments: --nonsense"),
     ("--S 5 --eval-samples 4", "--S 5: pass@K-S needs S <= K, but --eval-samples is 4"), ("--K 3", "S <= K, but --K is 3"), ("--temperature 0", "expected 0.01 to 100"), ("--temperature -1", "expected 0.01 to 100"),
     ("--temperature nan", "expected 0.01 to 100"), ("--warmup nan", "--warmup nan: expected a number from 0 to 1"), ("--seed -1", "--seed -1: expected"),
-    ("--taus 0:inf:1", "--taus 0:inf:1: expected FROM:TO:STEP"), ("--method sft --sft-epochs 17", "a multiple of --start-epoch"), ("--tau 2", "no reward is above 2"), ("--reward answer --tau 1.0", "no reward is above 1"),
+    ("--taus 0:inf:1", "--taus 0:inf:1: expected FROM:TO:STEP"), ("--method sft --start-epoch 2", "a multiple of --start-epoch"), ("--tau 2", "no reward is above 2"), ("--reward answer --tau 1.0", "no reward is above 1"),
     ("--taus 1:0:0.1", "--taus 1:0:0.1: expected FROM:TO:STEP"), ("--temperatures x", "--temperatures x: expected FROM:TO:STEP"),
     ("--lr 0", "--lr 0.0: expected a number from"), ("--task gsm8k --reward answer+oracle", "only the toy's steps can be checked exactly"),
     ("--task math --reward tests", "--reward tests: --task math is rewarded by answers"), ("--task code --reward answer", "--reward answer: --task code is rewarded by unit tests"),
@@ -271,7 +271,7 @@ def test_max_tokens_ends_with_length(toy):
 
 def test_score_fills_eq_1_and_never_rewards_a_cut_off_response():
     story = Query("0", "Ida has 5 . Cid has 6 times Ida . Cid ?", "0")
-    right, lucky, wrong = "Cid = Ida * 6 = 5 * 6 = 0 ; # 0", "Cid = Cid * 6 = 5 * 6 = 0 ; # 0", "# 1"
+    right, lucky, wrong = "Cid = Ida * 6 = 5 * 6 = 0 ; # 0", "Cid = Ida * 6 = 5 * 6 = 1 ; # 0", "# 1"
     group = [Sample(right, "stop"), Sample(lucky, "stop"), Sample(wrong, "stop"), Sample(right, "length")]
     for reward, expected in (("answer+oracle", [2, 0, -1, -math.inf]), ("answer", [1, 1, 0, -math.inf])):
         bstar.score([story], [group], bstar.parse_config(["--reward", reward]))
@@ -347,13 +347,13 @@ def test_gradients_equal_the_naive_full_batch(toy, tied):
         assert torch.allclose(ours[name].double(), p.grad, rtol=1e-3, atol=1e-6), name
 
 
-def test_training_sees_every_example_before_any_comes_again(toy, monkeypatch):
+def test_training_sees_every_example_before_any_comes_again(toy):
     policy, tokenizer, splits, prompt, folder = toy
     cfg = bstar.parse_config(TINY)
     seen = []
-    monkeypatch.setattr(bstar, "accumulate", lambda policy, batch, budget: seen.extend(i[0][0] for i in batch) or 0.0)
+    note = lambda policy, batch, budget: seen.extend(i[0][0] for i in batch) or 0.0
     model = bstar.load_policy(cfg, folder)
-    bstar.train(model, torch.optim.SGD(model.parameters(), lr=0.0), [([k, 0, 0], 1) for k in range(40)], range(5), lambda s: 0.0, cfg, 0, "x")
+    bstar.train(model, torch.optim.SGD(model.parameters(), lr=0.0), [([k, 0, 0], 1) for k in range(40)], range(5), lambda s: 0.0, cfg, 0, "x", note)
     assert sorted(seen[:40]) == list(range(40)) and len(seen) == 80
 
 

@@ -36,7 +36,9 @@ def test_every_log_key_is_explained():
     import bstar
     from data import Query, Sample
     group = [Sample("Cid = Ida * 7 = 5 * 7 = 5 ; # 5", "stop")] * 4
-    bstar.score([Query("0", "Ida has 5 . Cid has 7 times Ida . Cid ?", "5")], [group], bstar.parse_config([]))
+    bstar.score([Query("0", "Ida has 5 . Cid has 7 times Ida . Cid ?", "5")], [group], bstar.parse_config(["--reward", "answer"]))
+    for s in group:
+        s.steps, s.r_prm = [0.9, 0.8], 0.6
     row = {**bstar.metrics_of([group[:1]], [group], 4, 2), **bstar.pool_metrics([], [group], [group[:1]], 0.0, 1)}
     keys = {re.sub(r"@[2-9]\d*", "@K", re.sub(r"@\d+-\d+", "@K-S", k)) for k in row} | {"iter", "loss", "grad_norm", "temperature", "tau", "val/pass@1"}
     table = README[README.index("## Log keys"):README.index("## Paper, official code")]

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+import data
 import rewards
 from rewards import answers_match, extract_answer, grade
 
@@ -645,3 +646,20 @@ def test_children_end_with_their_parent():
 def test_import_is_light():
     code = "import sys, rewards; sys.exit(any(m in sys.modules for m in ('sympy', 'math_verify', 'torch')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=pathlib.Path(__file__).parents[1]).returncode == 0
+
+
+def test_restating_a_formula_of_the_question_is_no_answer(tmp_path):
+    """bstar.score on MATH: the value is right, nothing was computed; a number, a word or what was computed may stand in both."""
+    import bstar
+    q = data.Query("0", r"Evaluate $81^{3/4}$. Is it 27?", "27")
+    group = [data.Sample(f"So it is $\\boxed{{{x}}}$.", "stop") for x in ("81^{3/4}", "27", "3^3", "81^{\\frac{3}{4}}")]
+    bstar.score([q], [group], bstar.parse_config(["--task", "math"]))
+    assert [s.correct for s in group] == [False, True, True, True] and group[0].reward == 0.0
+
+
+def test_no_real_reference_answer_is_a_copy_of_its_question():
+    folder = pathlib.Path(rewards.__file__).parent.parent / "shared" / "data" / "math"
+    if not folder.exists():
+        pytest.skip("no ../shared/data/math: the real rows are not here")
+    rows = [row for name in ("train12k.jsonl.gz", "math500.jsonl") for _, row in data.read_rows(str(folder / name))]
+    assert not [row["unique_id"] for row in rows if rewards.copies(row["answer"], row["answer"], row["problem"])]
