@@ -636,7 +636,8 @@ def grade_programs(programs: Sequence[str], tests: Sequence[dict], fn_names: Seq
 
 _FORMULA = (r"\\[$\\](?![\[(])|\$\$(?:(?!\$\$).){0,4000}\$\$|\$[^$\n]+\$|\$(?!<|\d[\d,.]*+(?!\s*[=+\-*/^\\(<>]))[^$]{1,1000}\$|\\\[(?:(?!\\\[).){0,4000}?\\\]|\\\((?:(?!\\\().){0,4000}?\\\)|"
             r"\\begin\{(\w+\*?)\}(?:(?!\\begin\{\1\}).){0,8000}?\\end\{\1\}|\[asy\](?:(?!\[asy\]).){0,8000}?\[/asy\]")
-_STEP_END = re.compile(rf"{_FORMULA}|(?P<end>\s*\n\s*(?![a-z\s]|\\\[|\\begin|\$\$)|(?<=[.!?])(?= +[A-Z$\\])|(?<=[.!?][$)])(?= +[A-Z$\\])| ;(?= ))", re.S)
+_STEP_END = re.compile(rf"{_FORMULA}|(?P<end>\s*\n\s*(?![a-z\s]|\\\[|\\begin|\$\$)|(?<=[.!?])(?= +[A-Z$\\])|(?<=[.!?][$)])(?= +[A-Z$\\])| ;(?= ))",
+                       re.S)
 
 
 def step_ends(text: str) -> list[int]:
@@ -686,10 +687,9 @@ class PRM:
         """A PRM from a folder or the hub, bfloat16 on a GPU; raises UserError where it can't be read or is of another kind"""
         import torch
         import transformers
-        makers = {"own": transformers.AutoModelForTokenClassification, "shepherd": transformers.AutoModelForCausalLM, "qwen": _qwen_prm}
+        maker = {"own": transformers.AutoModelForTokenClassification, "shepherd": transformers.AutoModelForCausalLM, "qwen": _qwen_prm()}[kind]
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-            maker = makers[kind] if kind != "qwen" else _qwen_prm()
             model, info = maker.from_pretrained(path, dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32, output_loading_info=True)
         except Exception as e:  # missing, torn, of an unknown kind: many exception types, one way out
             raise UserError(f"--prm {path}: can't be read ({' '.join(str(e).split())[:200]})") from None

@@ -18,7 +18,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 import bstar
 import data
 import metrics
-import rewards
 import train_prm
 from data import Query, Sample, UserError
 from rewards import PRM, split_steps, step_ends
