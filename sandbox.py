@@ -190,6 +190,7 @@ def supervise(control: socket.socket, pid: int) -> int:
 
 
 def serve(control: socket.socket, restrictions: list[Callable]) -> None:
+    """One child for each message: its job and output descriptors come in it, its wait status goes back; ends when the trainer does."""
     while (fds := socket.recv_fds(control, 16, 2)[1]):
         pid = os.fork()
         if pid == 0:
@@ -200,6 +201,7 @@ def serve(control: socket.socket, restrictions: list[Callable]) -> None:
 
 
 def main() -> None:
+    """python sandbox.py FD [--unsafe]: says "ready" or what isolation lacks on the control socket FD, then serves."""
     soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
     if soft != (stack := STACK if hard == resource.RLIM_INFINITY else min(STACK, hard)):  # the kernel lays out a process's stack at exec
         resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
