@@ -188,6 +188,10 @@ def check(cfg: Config) -> None:
     one_of("chat", cfg.chat, ("auto", "on", "off"))
     if cfg.engine == "vllm" and find_spec("vllm") is None:
         raise UserError("--engine vllm: vllm is not installed; pip install -r requirements.txt on a GPU node, or --engine hf")
+    if (cfg.prm or cfg.prm_format != "own") and cfg.reward != "answer+prm":
+        raise UserError(f"--prm, --prm-format: --reward {cfg.reward} uses no PRM; expected --reward answer+prm")
+    if cfg.prm_format != "own" and not cfg.prm:
+        raise UserError(f"--prm-format {cfg.prm_format}: it says how to read --prm, which is missing; train_prm.py's own PRMs have the format own")
     if cfg.reward == "answer+oracle" and cfg.task != "toy":
         raise UserError(f"--reward answer+oracle: only the toy's steps can be checked exactly, not those of --task {cfg.task}")
     if (cfg.reward == "tests") != (tested := PRESETS[cfg.task].get("reward") == "tests"):

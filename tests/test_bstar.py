@@ -101,7 +101,8 @@ def test_every_field_is_used():
     ("--lr 0", "--lr 0.0: expected a number from"), ("--task gsm8k --reward answer+oracle", "only the toy's steps can be checked exactly"),
     ("--task math --reward tests", "--reward tests: --task math is rewarded by answers"), ("--task code --reward answer", "--reward answer: --task code is rewarded by unit tests"),
     ("--task arc --unsafe-code", "--unsafe-code: --task arc runs no programs"), ("--task arc --method sft", "--method sft: expected --sft-epochs"),
-    ("--reward vibes", "--reward vibes: expected one of answer"), ("--start-epoch 99", "expected at most --sft-epochs"),
+    ("--reward answer --prm x", "--reward answer uses no PRM"), ("--task gsm8k --prm-format qwen", "--reward answer uses no PRM"),
+    ("--prm-format qwen", "--prm-format qwen: it says how to read --prm, which is missing"), ("--reward vibes", "--reward vibes: expected one of answer"), ("--start-epoch 99", "expected at most --sft-epochs"),
 ])
 def test_a_bad_value_is_one_line_that_names_the_flag(flags, said):
     with pytest.raises(UserError) as e:
