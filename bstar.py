@@ -738,11 +738,11 @@ def score(queries: Sequence[Query], groups: Sequence[Sequence[Sample]], cfg: Con
     bar = data.progress(len(flat), desc)
     for k in range(0, len(flat), 10_000):
         part = flat[k:k + 10_000]
-        correct = rewards.grade([s.response for _, s in part], [q.gold for q, _ in part], cfg.task)
-        steps = rewards.step_scores([q.text for q, _ in part], [s.response for _, s in part], cfg.reward, prm)
+        questions, responses = [q.text for q, _ in part], [s.response for _, s in part]
+        correct = rewards.grade(responses, [q.gold for q, _ in part], cfg.task, questions)
+        steps = rewards.step_scores(questions, responses, cfg.reward, prm)
         for (q, s), ok, p in zip(part, correct, steps, strict=True):
-            s.pred = rewards.extract_answer(s.response, cfg.task)
-            s.correct, s.steps = (ok := ok and not (cfg.task == "math" and rewards.copies(s.pred, q.gold, q.text))), p
+            s.pred, s.correct, s.steps = rewards.extract_answer(s.response, cfg.task), ok, p
             s.r_prm = rewards.r_prm(p) if p else None
             if cfg.task == "toy":
                 s.sound = ok and all(data.check_toy(q.text, s.response))

@@ -351,10 +351,21 @@ def _ask(pred: str, gold: str, budget: list[float]) -> bool:
     return False
 
 
-# -- the graders: task -> (extraction, equality); a new task takes an entry here --------------------------------------------
+def copies(pred: str, gold: str, question: str) -> bool:
+    r"""Is an answer that is right by its value a formula of the question, with nothing computed?  741 of MATH's questions hold one.
+
+    >>> [copies(pred, "27", r"Evaluate $81^{3/4}$.") for pred in ("$81^{3/4}$", "3^3", "27")], copies("0.5", r"\frac12", "Is it 0.5?")
+    ([True, False, False], False)
+    """
+    pred, gold, question = (re.sub(r"\\left|\\right|[dt](?=frac)|[\s{}$]", "", _normal(x[:10_000])) for x in (pred, gold, question))
+    plain = re.fullmatch(r"-?(\\frac)?[\d.,/]+", pred) or not re.search(r"(?!^)[-+*/^<>!]|\\[a-z]", pred)   # a number or words may stand in both
+    return pred != gold and not plain and pred in question
+
+
+# -- the graders: task -> (extraction, equality[, what is no answer though it is equal]); a new task takes an entry here ------
 
 GRADERS = {"toy": (lambda text: (re.findall(r"#\s*(-?[0-9]+)\s*\Z", text) or [None])[0], operator.eq),
-           "arc": (_choice, lambda p, g: (_choice(p) or p) == g), "gsm8k": (_said, _same), "math": (_said, _same)}
+           "arc": (_choice, lambda p, g: (_choice(p) or p) == g), "gsm8k": (_said, _same), "math": (_said, _same, copies)}
 
 
 def extract_answer(text: str, task: str) -> str | None:
@@ -377,18 +388,7 @@ def answers_match(pred: str | None, gold: str, task: str) -> bool:
     return bool(pred and pred.strip()) and GRADERS[task][1](pred, gold)
 
 
-def copies(pred: str, gold: str, question: str) -> bool:
-    r"""Is an answer that is right by its value a formula of the question, with nothing computed?  741 of MATH's questions hold one.
-
-    >>> [copies(pred, "27", r"Evaluate $81^{3/4}$.") for pred in ("$81^{3/4}$", "3^3", "27")], copies("0.5", r"\frac12", "Is it 0.5?")
-    ([True, False, False], False)
-    """
-    pred, gold, question = (re.sub(r"\\left|\\right|[dt](?=frac)|[\s{}$]", "", _normal(x[:10_000])) for x in (pred, gold, question))
-    plain = re.fullmatch(r"-?(\\frac)?[\d.,/]+", pred) or not re.search(r"(?!^)[-+*/^<>!]|\\[a-z]", pred)   # a number or words may stand in both
-    return pred != gold and not plain and pred in question
-
-
-def grade(responses: Sequence[str], golds: Sequence[str], task: str) -> list[bool]:
+def grade(responses: Sequence[str], golds: Sequence[str], task: str, questions: Sequence[str] | None = None) -> list[bool]:
     """1[extract(y) = a*] for every response y, each distinct pair decided once; raises as answers_match   [Eq. 1, Sec. 2.3]
 
     >>> grade(["#### 1,000", "#### 7", "7"], ["1000", "8", "7"], "gsm8k")
@@ -397,7 +397,8 @@ def grade(responses: Sequence[str], golds: Sequence[str], task: str) -> list[boo
     pairs = [(extract_answer(response, task), gold) for response, gold in zip(responses, golds, strict=True)]
     with ThreadPoolExecutor(WORKERS) as pool:  # the threads only wait for the children, which work side by side
         verdicts = dict(pool.map(lambda pair: (pair, answers_match(*pair, task)), dict.fromkeys(pairs)))
-    return [verdicts[pair] for pair in pairs]
+    return [verdicts[pair] and not any(no_answer(*pair, q) for no_answer in GRADERS[task][2:])
+            for pair, q in zip(pairs, questions or repeat("", len(pairs)), strict=True)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def annotate(have: Setup, starts: Sequence[Path | str], queries: list[Query], cf
     found = dict.fromkeys((q, s.response) for q, g in zip(queries, groups) for s in g if s.finish_reason == "stop" and s.response.strip())
     solutions = [(q, text, rewards.step_ends(text)) for q, text in found]
     share = complete(have, starts[-1], solutions, cfg, out, T)
-    correct = rewards.grade([text for _, text, _ in solutions], [q.gold for q, _, _ in solutions], cfg.task)
+    correct = rewards.grade([text for _, text, _ in solutions], [q.gold for q, *_ in solutions], cfg.task, [q.text for q, *_ in solutions])
     rows = []
     for (q, text, ends), ok in zip(solutions, correct):
         shares = [share.get((q, text[:e]), 0.0) for e in ends[:-1]]
@@ -104,7 +104,7 @@ def complete(have: Setup, completer: Path | str, solutions: list[tuple[Query, st
             break
         [groups] = bstar.sample(have.engine, policy, [Job(f"step{depth + 1}", todo, cfg.completions, T)], prompt, cfg, out / "parts", f"complete step {depth + 1}")
         flat = [(p, s) for p, g in zip(todo, groups) for s in g]
-        right = rewards.grade([f"{p.text} {s.response}" for p, s in flat], [p.query.gold for p, _ in flat], cfg.task)
+        right = rewards.grade([f"{p.text} {s.response}" for p, s in flat], [p.query.gold for p, _ in flat], cfg.task, [p.query.text for p, _ in flat])
         ended = np.array([ok and s.finish_reason == "stop" for ok, (_, s) in zip(right, flat)]).reshape(len(todo), cfg.completions)
         share.update(zip(todo, ended.mean(axis=1).tolist()))
         done += ended.size

@@ -250,18 +250,45 @@ def test_labels_against_brute_force(tmp_path):
     assert saved["done"] == cfg.completions * len(engine.asked) <= saved["without the lost"] <= saved["without sharing"]
 
 
-def test_ready_labels(tmp_path):
-    f = tmp_path / "labels.jsonl"
-    shepherd = {"input": "2+2? Step 1: 2+2=4 ки\nStep 2: The answer is: 5 ки", "label": "2+2? Step 1: 2+2=4 +\nStep 2: The answer is: 5 -", "task": "GSM8K"}
-    prm800k = {"question": {"problem": "1+1?"}, "label": {"steps": [
-        {"completions": [{"text": "a", "rating": -1}, {"text": "b", "rating": 0}], "human_completion": None, "chosen_completion": 1},
-        {"completions": [{"text": "c", "rating": -1}], "human_completion": {"text": "d", "rating": None}, "chosen_completion": None},
-        {"completions": [{"text": "e", "rating": -1}], "human_completion": None, "chosen_completion": None}]}}
-    ours = {"prompt": "q", "completions": ["x", "y"], "labels": [True, False]}
-    f.write_text("\n".join(map(json.dumps, (shepherd, prm800k, ours))))
-    found = [(r["prompt"], r["completions"], r["labels"]) for r in train_prm.read_annotations(str(f))]
-    assert found == [("2+2?", ["2+2=4", "The answer is: 5"], [1.0, 0.0]), ("1+1?", ["a"], [0.0]), ("1+1?", ["b", "c"], [None, 0.0]),
-                     ("1+1?", ["b", "d", "e"], [None, None, 0.0]), ("1+1?", ["b", "d"], [1.0, 1.0]), ("q", ["x", "y"], [1.0, 0.0])]
+class Restates(Rule):
+    """An engine whose solutions, and half of whose completions, end in the question's own formula."""
+    def sample(self, prompts, n, temperature, max_tokens, seed, bar=None):
+        said = ["\\boxed{81^{3/4}}", "\\boxed{27}"] * n
+        return [[Sample(f"We see.\n{said[j]}" if n == 2 else said[j], "stop") for j in range(n)] for _ in prompts]
+
+
+def test_the_labels_grade_as_the_run_does(tmp_path):
+    """An answer that only restates MATH's question is wrong, in a solution and in a completion."""
+    data.make_toy_model(tmp_path / "m", 0)
+    flags = "--task math --solutions 2 --completions 4 --engine hf".split()
+    cfg = bstar.parse_config(flags, train_prm.PRMConfig, train_prm.PRESETS, train_prm.OF_THE_LOOP)
+    have = bstar.Setup(None, "", bstar.load_tokenizer(tmp_path / "m"), lambda q: [1], Restates(None, None), [])
+    rows = train_prm.annotate(have, [tmp_path / "m"], [Query("0", "Evaluate $81^{3/4}$.", "27")], cfg, tmp_path)
+    assert [(r["correct"], r["share"]) for r in rows] == [(False, [0.5, 0.0]), (True, [0.5, 1.0])]
+
+
+SHEPHERD = {"input": "2+2? Step 1: 2+2=4 ки\nStep 2: The answer is: 5 ки", "label": "2+2? Step 1: 2+2=4 +\nStep 2: The answer is: 5 -", "task": "GSM8K"}
+PRM800K = {"question": {"problem": "1+1?"}, "label": {"steps": [
+    {"completions": [{"text": "a", "rating": -1}, {"text": "b", "rating": 0}], "human_completion": None, "chosen_completion": 1},
+    {"completions": [{"text": "c", "rating": -1}], "human_completion": {"text": "d", "rating": None}, "chosen_completion": None},
+    {"completions": [{"text": "e", "rating": -1}], "human_completion": None, "chosen_completion": None}]}}
+READY = [(SHEPHERD, [("2+2?", ["2+2=4", "The answer is: 5"], [1.0, 0.0])]),
+         (PRM800K, [("1+1?", ["a"], [0.0]), ("1+1?", ["b", "c"], [None, 0.0]), ("1+1?", ["b", "d", "e"], [None, None, 0.0]), ("1+1?", ["b", "d"], [1.0, 1.0])]),
+         ({"prompt": "q", "completions": ["x", "y"], "labels": [True, False]}, [("q", ["x", "y"], [1.0, 0.0])])]
+
+
+@pytest.mark.parametrize("row, want", READY, ids=["shepherd", "prm800k", "ours"])
+def test_ready_labels_of_a_file_and_of_a_data_set(tmp_path, monkeypatch, row, want):
+    """A folder of parquet is read by the very call that reads a name on the hub; such names may have dots in them."""
+    import datasets
+    import pyarrow.parquet
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    Path("labels.jsonl").write_text(json.dumps(row))
+    Path("org/labels-v1.2").mkdir(parents=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), "org/labels-v1.2/train.parquet")
+    for name in ("labels.jsonl", "org/labels-v1.2"):
+        assert [(r["prompt"], r["completions"], r["labels"]) for r in train_prm.read_annotations(name)] == want, name
 
 
 @pytest.mark.parametrize("row", [{"input": "2+2? Step 1: 4 ки", "label": "2+2? Step 1: 4 ?"}, {"input": "no steps ки", "label": "no steps +"},
