@@ -307,20 +307,13 @@ def load_policy(cfg: Config, model: str | Path, where: str = ""):
     try:
         policy = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     except Exception as e:                         # missing, truncated, of an unknown kind: a dozen exception types, one way out
-        raise UserError(f"--model {model}: {hub_reason(e)}") from None
+        raise UserError(f"--model {model}: {data.hub_reason(e)}") from None
     for scaled in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
         if getattr(policy.config, scaled, None) not in (None, 1.0):
             raise UserError(f"--model {model}: its head has {scaled}, which the loss here leaves out; take a Llama, Mistral or Qwen")
     if cfg.gradient_checkpointing:
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return policy.to(where or device())
-
-
-def hub_reason(e: Exception) -> str:
-    """An exception of the hub's libraries as the one line a user needs."""
-    if "connect" in str(e).lower() or "offline" in str(e).lower():
-        return "not a local folder, and the hub can't be reached; download the model elsewhere and give its folder"
-    return " ".join(str(e).split())[:200]
 
 
 def settle(cfg: Config) -> None:
@@ -339,7 +332,7 @@ def load_tokenizer(model: str | Path):
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError) as e:
-        raise UserError(f"--model {model}: {hub_reason(e)}") from None
+        raise UserError(f"--model {model}: {data.hub_reason(e)}") from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"--model {model}: its tokenizer has no end-of-text token, so no response could end")
     return tokenizer
@@ -416,7 +409,7 @@ def n_parameters(model: str) -> int | None:
             with torch.device("meta"):
                 return transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(model)).num_parameters()
         except (OSError, ValueError) as e:
-            raise UserError(f"--model {model}: {hub_reason(e)}") from None
+            raise UserError(f"--model {model}: {data.hub_reason(e)}") from None
     named = re.search(r"(\d+(?:\.\d+)?)\s*([BbMm])(?![a-z])", model)
     return int(float(named[1]) * {"b": 1e9, "m": 1e6}[named[2].lower()]) if named else None
 

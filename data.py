@@ -283,10 +283,17 @@ def _json_lines(p: Path) -> Iterator[dict]:
         raise UserError(f"{p}: can't be read ({e})") from None
 
 
-def hub_rows(name: str, config: str | None, split: str) -> Iterator[tuple[str, dict]]:
-    """(where, row) of a data set on the hub, by its public name.
+def hub_reason(e: Exception) -> str:
+    """An exception of the hub's libraries as the one line a user needs."""
+    if "connect" in str(e).lower() or "offline" in str(e).lower():
+        return "not a local folder, and the hub can't be reached; download the model elsewhere and give its folder"
+    return " ".join(str(e).split())[:200]
 
-    raises UserError  if it cannot be reached, naming the flags that take local files instead
+
+def hub_rows(name: str, config: str | None, split: str, flags: str = "--train-file and --test-file") -> Iterator[tuple[str, dict]]:
+    """(where, row) of a data set on the hub, by its public name, or of a folder that `datasets` can read.
+
+    raises UserError  if it cannot be reached, naming the `flags` that take local files instead
     """
     try:
         import datasets
@@ -295,7 +302,7 @@ def hub_rows(name: str, config: str | None, split: str) -> Iterator[tuple[str, d
         rows = datasets.load_dataset("json", data_files=name, split="train") if name.startswith("hf://") else datasets.load_dataset(name, config, split=split)
     except Exception as e:                 # datasets raises a dozen kinds for "no network"; the user's way out is the same for all
         reason = str(e).strip().splitlines()[0][:160] if str(e).strip() else type(e).__name__
-        raise UserError(f"can't load {name} from the hub ({reason}); give local copies by --train-file and --test-file") from None
+        raise UserError(f"can't load {name} from the hub ({reason}); give local copies by {flags}") from None
     return ((f"{name}/{config or ''}[{split}]:{i}", row) for i, row in enumerate(rows))
 
 

@@ -33,7 +33,7 @@ from itertools import chain, repeat
 from pathlib import Path
 from typing import Sequence
 
-from data import UserError, check_toy, last_boxed, micro_batches
+from data import UserError, check_toy, hub_reason, last_boxed, micro_batches
 
 # -- extract: response -> answer ------------------------------------------------------------------------------------------
 
@@ -391,6 +391,8 @@ def answers_match(pred: str | None, gold: str, task: str) -> bool:
 def grade(responses: Sequence[str], golds: Sequence[str], task: str, questions: Sequence[str] | None = None) -> list[bool]:
     """1[extract(y) = a*] for every response y, each distinct pair decided once; raises as answers_match   [Eq. 1, Sec. 2.3]
 
+    With its question a MATH answer that only restates it is wrong, too: the run, its evaluation and the PRM's labels give it.
+
     >>> grade(["#### 1,000", "#### 7", "7"], ["1000", "8", "7"], "gsm8k")
     [True, False, False]
     """
@@ -693,8 +695,8 @@ class PRM:
             tokenizer = transformers.AutoTokenizer.from_pretrained(path)
             model, info = maker.from_pretrained(path, dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32, output_loading_info=True)
         except Exception as e:  # missing, torn, of an unknown kind: many exception types, one way out
-            raise UserError(f"--prm {path}: can't be read ({' '.join(str(e).split())[:200]})") from None
-        if info["missing_keys"] or kind == "own" and model.config.num_labels != 2:
+            raise UserError(f"--prm {path}: {hub_reason(e)}") from None
+        if info["missing_keys"] or kind == "own" and (model.config.num_labels != 2 or not hasattr(model, "score")):  # BERT's and GPT-2's heads have other names
             raise UserError(f"--prm {path}: it has no two-label head of --prm-format {kind}; the formats are {', '.join(PRM_FORMATS)}")
         return cls(model, tokenizer, kind, token_budget)
 

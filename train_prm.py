@@ -118,11 +118,12 @@ def complete(have: Setup, completer: Path | str, solutions: list[tuple[Query, st
 # Ready labels
 
 def read_annotations(name: str) -> Iterator[dict]:
-    """Rows {prompt, completions, labels} of a file or of the hub: ours, Math-Shepherd's or PRM800K's; a label None is not trained on.
+    """Rows {prompt, completions, labels} of a file, of the hub or of a folder of its kind: ours, Math-Shepherd's or PRM800K's; a label None is not trained on.
 
     raises UserError  naming file and line of a row that is none of these
     """
-    rows = data.read_rows(name) if Path(name).suffix or Path(name).exists() else data.hub_rows(name, None, "train")
+    is_file = name.endswith((".jsonl", ".json", ".gz", ".parquet")) or Path(name).is_file()   # a name on the hub may have dots in it
+    rows = data.read_rows(name) if is_file else data.hub_rows(name, None, "train", "--annotations")
     for where, row in rows:
         try:
             found = [*_shepherd(row)] if "input" in row else [*_prm800k(row)] if "question" in row else [_ours(row)]
@@ -132,10 +133,12 @@ def read_annotations(name: str) -> Iterator[dict]:
 
 
 def _ours(row: dict) -> dict:
-    prompt, steps, labels = row["prompt"], row["completions"], row["labels"]
-    if not isinstance(prompt, str) or len(steps) != len(labels) or not steps or not all(isinstance(s, str) for s in steps):
-        raise ValueError("expected prompt, completions (texts) and as many labels")
-    return {"prompt": prompt, "completions": steps, "labels": [float(x) for x in labels], **{k: row[k] for k in ("share", "query") if k in row}}
+    prompt, steps, labels = row["prompt"], row["completions"], [float(x) for x in row["labels"]]
+    share = [float(x) for x in row.get("share", labels)]
+    if not (isinstance(prompt, str) and isinstance(steps, list) and len(steps) == len(labels) == len(share) > 0 and all(isinstance(s, str) for s in steps)
+            and all(0 <= x <= 1 for x in labels + share)):
+        raise ValueError("expected prompt, completions (texts) and as many labels from 0 to 1")
+    return {"prompt": prompt, "completions": steps, "labels": labels, **({"share": share} if "share" in row else {})}
 
 
 def _shepherd(row: dict) -> Iterator[dict]:
@@ -183,7 +186,7 @@ class Example(NamedTuple):
 
 
 def encode(prm: PRM, rows: Iterable[dict], cfg: PRMConfig) -> list[Example]:
-    """Annotated solutions as training examples; over-long ones are dropped and counted on stderr."""
+    """Annotated solutions as training examples; over-long ones, and those without a label, are dropped and counted on stderr."""
     found, total = [], 0
     for total, row in enumerate(rows, 1):
         ids, places = prm.encode(row["prompt"], row["completions"])
@@ -191,10 +194,10 @@ def encode(prm: PRM, rows: Iterable[dict], cfg: PRMConfig) -> list[Example]:
         kept = [(i, float(y)) for i, y in zip(places, labels) if y is not None]
         if len(ids) <= cfg.max_length and kept:
             found.append(Example(ids, tuple(map(list, zip(*kept)))))
-    if len(found) < total:
-        print(f"annotations: {total - len(found)} of {total} are longer than --max-length {cfg.max_length} tokens and left out", file=sys.stderr)
     if not found:
-        raise UserError("no annotated solution to train the PRM on")
+        raise UserError(f"none of {total} annotated solutions has a label and fits --max-length {cfg.max_length}: nothing to train the PRM on")
+    if len(found) < total:
+        print(f"annotations: {total - len(found)} of {total} have no label or are longer than --max-length {cfg.max_length} and left out", file=sys.stderr)
     return found
 
 
@@ -270,27 +273,32 @@ def ready(cfg: Config, have: Setup, out: Path | None = None) -> Path:
     """The folder of the task's PRM, made now where it is missing; cached under what it is made of, so that methods share it."""
     if not isinstance(cfg, PRMConfig):
         cfg = PRMConfig(**{**dataclasses.asdict(cfg), **{k: v for k, v in PRESETS[cfg.task].items() if k not in vars(cfg)}, "temperature": None})
-    starts = bstar.sft(cfg, have.base, have.human, have.tokenizer, cfg.sft_epochs // max(1, cfg.start_epoch)) if not cfg.annotations or cfg.start_epoch else [have.base]
-    queries = have.splits.train
+    ready_labels, queries = [*read_annotations(cfg.annotations)] if cfg.annotations else None, have.splits.train   # before hours of SFT
+    one = cfg.annotations and cfg.prm_start == "base"          # the evaluation's policy is all that it takes
+    starts = bstar.sft(cfg, have.base, have.human, have.tokenizer, 1 if one else cfg.sft_epochs // max(1, cfg.start_epoch))
     mine = [f.name for f in dataclasses.fields(PRMConfig) if f.name not in {g.name for g in dataclasses.fields(Config)}]
-    made_of = [*map(str, starts), [(q.text, q.gold) for q in queries], *(getattr(cfg, n) for n in
+    made_of = [*map(str, starts), [(q.text, q.gold) for q in queries], *(ready_labels or []), *(getattr(cfg, n) for n in
                [*mine, *"seed task temperature max_tokens max_length batch_size token_budget warmup clip chat".split()])]
     key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
     out = out or Path("runs/cache") / f"prm-{cfg.task}-{key}"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"--out {out}: {e.strerror}") from None
     with bstar.one_at_a_time(out):
         if (out / "made_of").exists() and (out / "made_of").read_text() != key:
             raise UserError(f"--out {out} holds a PRM made of other settings, data or SFT checkpoints; choose another --out")
         bstar.write(out / "made_of", key.encode())
         if not bstar.is_complete(out / "prm") or not (out / "prm.json").exists():
-            make(have, starts, queries, cfg, out)
+            make(have, starts, queries, ready_labels, cfg, out)
     return out / "prm"
 
 
-def make(have: Setup, starts: Sequence[Path | str], queries: list[Query], cfg: PRMConfig, out: Path) -> None:
+def make(have: Setup, starts: Sequence[Path | str], queries: list[Query], rows: list[dict] | None, cfg: PRMConfig, out: Path) -> None:
     """Annotate, train, evaluate; each part is left as it is where it is done."""
     picked = random.Random(bstar.seed_of(cfg.seed, "prm")).sample(queries, len(queries))
     n = min(cfg.prm_queries or len(queries), len(queries) - min(200, len(queries) // 10))
-    rows = [*read_annotations(cfg.annotations)] if cfg.annotations else annotate(have, starts, picked[:n], cfg, out)
+    rows = rows if cfg.annotations else annotate(have, starts, picked[:n], cfg, out)
     if not bstar.is_complete(out / "prm"):
         train(starts[-1] if cfg.prm_start == "sft" else have.base, bstar.load_tokenizer(have.base), have.splits.base, rows, cfg, out)
     row = {"solutions": len(rows), "steps": sum(len(r["labels"]) for r in rows), "good": round(float(np.mean([y or 0 for r in rows for y in r["labels"]])), 4)}
@@ -316,6 +324,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = bstar.parse_config(argv, PRMConfig, PRESETS, OF_THE_LOOP, __doc__)
     for flag, value, allowed in (("labels", cfg.labels, ("hard", "soft")), ("prm-start", cfg.prm_start, ("base", "sft"))):
         bstar.one_of(flag, value, allowed)
+    if bstar.PRESETS[cfg.task].get("reward") == "tests":
+        raise UserError(f"--task {cfg.task}: its reward is unit tests, which no PRM joins, and a program can't be labelled step by step")
     for name, low in dict(prm_queries=0, solutions=1, completions=1, prm_epochs=1, prm_lr=1e-12).items():
         if not getattr(cfg, name) >= low:
             raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: expected at least {low:g}")

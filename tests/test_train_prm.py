@@ -3,6 +3,7 @@ import gzip
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -202,9 +203,12 @@ def test_a_prm_need_not_share_the_policys_tokenizer(tmp_path):
 
 def test_a_folder_that_is_no_prm(own, tmp_path):
     data.make_toy_model(tmp_path, 0)
-    for path, kind in ((tmp_path / "none", "own"), (tmp_path, "own"), (tmp_path, "qwen")):
-        with pytest.raises(UserError, match="--prm"):
+    words(tmp_path / "bert")                                                       # two labels, but it sees what comes later, padding too
+    transformers.BertForTokenClassification(transformers.BertConfig(vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=2)).save_pretrained(tmp_path / "bert")
+    for path, kind in ((tmp_path / "none", "own"), (tmp_path, "own"), (tmp_path, "qwen"), (own, "qwen"), (own, "shepherd"), (tmp_path / "bert", "own")):
+        with pytest.raises(UserError, match="--prm") as e:
             PRM.load(path, kind)
+        assert "\n" not in str(e.value)
 
 
 # -- labels ---------------------------------------------------------------------------------------------------------------
@@ -292,7 +296,9 @@ def test_ready_labels_of_a_file_and_of_a_data_set(tmp_path, monkeypatch, row, wa
 
 
 @pytest.mark.parametrize("row", [{"input": "2+2? Step 1: 4 ки", "label": "2+2? Step 1: 4 ?"}, {"input": "no steps ки", "label": "no steps +"},
-                                 {"question": {"problem": "x"}, "label": {}}, {"prompt": "q", "completions": ["a"], "labels": []}, {"other": 1}])
+                                 {"question": {"problem": "x"}, "label": {}}, {"prompt": "q", "completions": ["a"], "labels": []}, {"other": 1},
+                                 {"prompt": "q", "completions": ["a"], "labels": [7]}, {"prompt": "q", "completions": ["a"], "labels": [float("nan")]},
+                                 {"prompt": "q", "completions": "a", "labels": [1]}, {"prompt": "q", "completions": ["a"], "labels": [1], "share": []}])
 def test_a_broken_annotation_names_file_and_line(tmp_path, row):
     f = tmp_path / "labels.jsonl"
     f.write_text(json.dumps({"prompt": "q", "completions": ["x"], "labels": [1]}) + "\n" + json.dumps(row))
@@ -306,6 +312,15 @@ def test_real_step_labels(name, least):
     found = list(train_prm.read_annotations(str(ROWS / name)))
     assert len(found) >= least and all(len(r["completions"]) == len(r["labels"]) and r["prompt"] for r in found)
     assert {y for r in found for y in r["labels"]} >= {0.0, 1.0} and not any("ки" in s for r in found for s in r["completions"])
+
+
+def test_what_cannot_be_trained_on_is_left_out_and_said(own, capsys):
+    cfg = bstar.parse_config(TINY, train_prm.PRMConfig, train_prm.PRESETS, train_prm.OF_THE_LOOP)
+    rows = [{"prompt": STORY * 20, "completions": ["# 0"], "labels": [1.0]}, {"prompt": STORY, "completions": ["# 0"], "labels": [None]}]
+    with pytest.raises(UserError, match="none of 2 annotated solutions has a label and fits --max-length 160"):
+        train_prm.encode(PRM.load(own), rows, cfg)
+    assert len(train_prm.encode(PRM.load(own), [*rows, {"prompt": STORY, "completions": ["# 0"], "labels": [0.5]}], cfg)) == 1
+    assert "annotations: 2 of 3 have no label or are longer" in capsys.readouterr().err
 
 
 def test_the_loss_is_the_mean_over_a_global_batchs_steps(own):
@@ -354,7 +369,7 @@ def test_watching_against_counting():
 # -- as a user runs it ----------------------------------------------------------------------------------------------------
 
 def run(cwd, script, *flags, kill_after=None):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     p = subprocess.Popen([sys.executable, ROOT / script, *TINY, *flags], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if kill_after is not None:
         time.sleep(kill_after)
@@ -363,46 +378,76 @@ def run(cwd, script, *flags, kill_after=None):
     return p.returncode, out, err
 
 
+LOOP = ("--num-iters 1 --steps-per-iter 2 --queries-per-iter 12 --K 4 --balance-queries 6 --temperatures 0.6:1.0:0.4 --eval-queries 8 --eval-samples 4 "
+        "--S 2").split()
+
+
+def bits(cwd):
+    """What a run leaves that must not depend on who killed it when: labels, weights, metrics."""
+    names = ("prm.json", "annotations.jsonl.gz", "completions.json", "model.safetensors", "metrics.jsonl", "ledger.jsonl")
+    return {re.sub(r"-[0-9a-f]{12}/", "/", str(f.relative_to(cwd))): f.read_bytes() for f in cwd.rglob("*") if f.name in names}   # keys hold the base's date
+
+
 @pytest.mark.slow
-def test_killed_at_any_moment_it_goes_on_to_the_same_bits(tmp_path):
+@pytest.mark.parametrize("script, flags", [("train_prm.py", ["--out", "prm"]), ("bstar.py", LOOP)])
+def test_killed_at_any_moment_it_goes_on_to_the_same_bits(tmp_path, script, flags):
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
     start = time.perf_counter()
-    code, out, err = run(tmp_path / "a", "train_prm.py", "--out", "prm")
+    code, out, err = run(tmp_path / "a", script, *flags)
     seconds = time.perf_counter() - start
-    assert code == 0 and "completions" in out and "labels_agree" in out, err
+    assert code == 0 and "labels_agree" in err, err
     for _ in range(4):
-        run(tmp_path / "b", "train_prm.py", "--out", "prm", kill_after=random.uniform(0.3, 1) * seconds)
-    assert run(tmp_path / "b", "train_prm.py", "--out", "prm")[0] == 0
-    for name in ("prm.json", "annotations.jsonl.gz", "completions.json", "prm/model.safetensors"):
-        assert (tmp_path / "a/prm" / name).read_bytes() == (tmp_path / "b/prm" / name).read_bytes(), name
-    rows = [json.loads(line) for line in gzip.open(tmp_path / "a/prm/annotations.jsonl.gz", "rt")]
+        run(tmp_path / "b", script, *flags, kill_after=random.uniform(0.3, 1) * seconds)
+    assert run(tmp_path / "b", script, *flags)[0] == 0
+    a, b = bits(tmp_path / "a"), bits(tmp_path / "b")
+    assert a.keys() == b.keys() and not [name for name in a if a[name] != b[name]]
+    [path] = (tmp_path / "a").rglob("annotations.jsonl.gz")
+    rows = [json.loads(line) for line in gzip.open(path, "rt")]
     assert all(len(r["completions"]) == len(r["labels"]) == len(r["share"]) for r in rows)
     assert all(not (b and not a) for r in rows for a, b in zip(r["labels"], r["labels"][1:]))      # lost stays lost
-    prm = PRM.load(tmp_path / "a/prm/prm")
+    prm = PRM.load(path.parent / "prm")
     assert prm.separator == ";" and prm.tokenizer.init_kwargs["prompt_template"] == "{query}"
 
 
 @pytest.mark.slow
+def test_ready_labels_need_the_first_sft_checkpoint_alone(tmp_path):
+    rows = [{"prompt": STORY, "completions": ["Cid = Ida * 6 = 5 * 6 = 0", "# 5"], "labels": [1, k % 2]} for k in range(40)]
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags, made = ["--annotations", "labels.jsonl", "--out", "prm"], lambda: sorted(f.name for f in tmp_path.glob("runs/cache/sft-*/epoch_*"))
+    code, _, err = run(tmp_path, "train_prm.py", *flags, "--prm-start", "base")
+    assert code == 0 and made() == ["epoch_2"], err
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows[1:])))
+    code, _, err = run(tmp_path, "train_prm.py", *flags, "--prm-start", "base")
+    assert code == 2 and "holds a PRM made of other settings, data" in err         # the labels are data
+    code, _, err = run(tmp_path, "train_prm.py", *flags[:2], "--prm-start", "sft")
+    assert code == 0 and made() == ["epoch_2", "epoch_4", "epoch_6"], err
+
+
+@pytest.mark.slow
 def test_the_default_run_trains_its_prm_first_and_other_methods_share_it(tmp_path):
-    loop = "--num-iters 1 --steps-per-iter 2 --queries-per-iter 12 --K 4 --balance-queries 6 --temperatures 0.6:1.0:0.4 --eval-queries 8 --eval-samples 4 --S 2"
-    code, out, err = run(tmp_path, "bstar.py", *loop.split())
+    code, out, err = run(tmp_path, "bstar.py", *LOOP)
     assert code == 0, err
     assert "PRM |" in err and "prm@4-2" in (tmp_path / "runs/toy-bstar-answer+prm-0/metrics.jsonl").read_text()
     rows = metrics.read_jsonl(tmp_path / "runs/toy-bstar-answer+prm-0/metrics.jsonl")
     assert {"prm/auc", "prm/step_auc", "prm/ece", "prm/wrong_admitted", "prm/min_last"} <= rows[1].keys()
-    code, _, err = run(tmp_path, "bstar.py", *loop.split(), "--method", "online-rft", "--tau", "1")
+    code, _, err = run(tmp_path, "bstar.py", *LOOP, "--method", "online-rft", "--tau", "1")
     assert code == 0 and "PRM |" not in err, err
     [made] = (tmp_path / "runs/cache").glob("prm-toy-*")
     code, _, err = run(tmp_path, "train_prm.py")
     assert code == 0 and "PRM epoch" not in err
-    code, _, err = run(tmp_path, "bstar.py", *loop.split(), "--prm", str(made / "prm"), "--out", "runs/given")
+    code, _, err = run(tmp_path, "bstar.py", *LOOP, "--prm", str(made / "prm"), "--out", "runs/given")
     assert code == 0, err
     assert metrics.read_jsonl(tmp_path / "runs/given/metrics.jsonl") == rows
 
 
 @pytest.mark.parametrize("flags, said", [(["--labels", "x"], "--labels x: expected one of hard, soft"), (["--completions", "0"], "--completions 0"),
-                                         (["--annotations", "none.jsonl"], "no such file"), (["--method", "bstar"], "--method")])
+                                         (["--annotations", "none.jsonl"], "no such file"), (["--method", "bstar"], "--method"),
+                                         (["--annotations", "org/labels-v1.2"], "can't load org/labels-v1.2 from the hub"),
+                                         (["--annotations", "org/labels-v1.2"], "give local copies by --annotations"),
+                                         (["--annotations", "empty.jsonl"], "empty.jsonl: the file holds no rows"),
+                                         (["--task", "code"], "--task code: its reward is unit tests"), (["--out", "empty.jsonl"], "--out empty.jsonl: File exists")])
 def test_user_errors_are_one_line(tmp_path, flags, said):
+    (tmp_path / "empty.jsonl").touch()
     code, _, err = run(tmp_path, "train_prm.py", *flags)
     last = err.strip().splitlines()[-1]
     assert code == 2 and said in last and "Traceback" not in err, err
