@@ -32,6 +32,18 @@ def test_the_fork_of_under_25_lines_runs(tmp_path):
     assert p.returncode == 0 and "iter 1/1 | T " in p.stdout, p.stderr
 
 
+def test_the_prms_folder_is_read_as_the_snippet_says(tmp_path):
+    import bstar, data, rewards, train_prm
+    data.make_toy_model(tmp_path / "base", 0)
+    cfg = bstar.parse_config([], train_prm.PRMConfig, train_prm.PRESETS, train_prm.OF_THE_LOOP)
+    prm = train_prm.new_prm(tmp_path / "base", bstar.load_tokenizer(tmp_path / "base"), "{query} ?", cfg)
+    bstar.save_checkpoint(tmp_path / "prm", prm.model, prm.tokenizer, None, {})
+    names = {"folder": tmp_path / "prm", "question": "Ida has 5 . Ann has Ida . Ann", "response": "Ann = Ida = 5 ; # 5"}
+    exec(re.search(r"```python\n(import rewards, torch.*?)```", README, re.S)[1], names)
+    [want] = rewards.PRM.load(names["folder"]).score([names["question"]], [names["response"]])
+    assert len(want) == 2 and max(abs(x - y) for x, y in zip(names["p"].tolist(), want, strict=True)) < 1e-5 and names["ids"].count(prm.tokenizer("?").input_ids[-1]) == 1
+
+
 def test_every_log_key_is_explained():
     import bstar
     from data import Query, Sample

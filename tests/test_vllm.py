@@ -250,3 +250,33 @@ def test_more_prompt_tokens_than_one_step_takes(engine, policy):
     engine.wake(policy)
     prompts = [[1, 10 + i % 50] + [7 + i // 50] * 98 for i in range(60)]      # 6,000 tokens, none cached before
     assert [len(g) for g in engine.sample(prompts, 2, 1.0, 4, seed=0)] == [2] * 60
+
+
+def test_the_pooling_runner_scores_steps_as_we_do(tmp_path, monkeypatch):
+    """README's snippet on a folder that train_prm.py writes; then a batch with one long question, which no prefix cache or scheduler step may cut short."""
+    import functools, re
+    from pathlib import Path
+    import vllm
+    import bstar, rewards, train_prm
+    make_policy(False).save_pretrained(tmp_path / "base")
+    cfg = bstar.parse_config(["--separator", "w9"], train_prm.PRMConfig, train_prm.PRESETS, train_prm.OF_THE_LOOP)
+    prm = train_prm.new_prm(tmp_path / "base", make_tokenizer(), "{query}", cfg)
+    with torch.no_grad():
+        prm.model.score.bias[:] = torch.tensor([0.5, -0.5])
+    bstar.save_checkpoint(tmp_path / "prm", prm.model, prm.tokenizer, None, {})
+    names = {"folder": str(tmp_path / "prm"), "question": "w10 w11", "response": "w12 w13 ; w14"}
+    ours = rewards.PRM.load(names["folder"])
+    names["ids"], names["places"] = ours.encode(names["question"], rewards.split_steps(names["response"]))
+    for key, value in (("VLLM_ENABLE_V1_MULTIPROCESSING", "0"), ("VLLM_LOGGING_LEVEL", "ERROR"), ("VLLM_NO_USAGE_STATS", "1")):
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(vllm, "LLM", functools.partial(vllm.LLM, enforce_eager=True, kv_cache_memory_bytes=1 << 30))
+    with bstar.process_state_kept():
+        exec(re.search(r"```python\n(import vllm.*?)```", (Path(bstar.__file__).parent / "README.md").read_text(), re.S)[1], names)
+    assert names["p"].tolist() == pytest.approx(ours.score([names["question"]], [names["response"]])[0], abs=1e-5) and len(names["p"]) == 2
+    rng, long = random.Random(0), " ".join(f"w{3 + i % 60}" for i in range(200))
+    responses = [" ; ".join(f"w{rng.randint(3, 63)} w{rng.randint(3, 63)}" for _ in range(rng.randint(1, 6))) for _ in range(60)]
+    inputs = [ours.encode(long, rewards.split_steps(r)) for r in responses]
+    outputs = names["llm"].encode([{"prompt_token_ids": ids} for ids, _ in inputs], pooling_task="token_classify", use_tqdm=False)
+    for want, o, (_, places) in zip(ours.score([long] * 60, responses), outputs, inputs, strict=True):
+        assert o.outputs.data[places, 1].tolist() == pytest.approx(want, abs=1e-5)
+    assert 0.05 < np.std([x for s in ours.score([long] * 60, responses) for x in s])
