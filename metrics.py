@@ -492,12 +492,31 @@ def table(runs: Sequence[Run]) -> str:
     return markdown(lines)
 
 
+def comparison(runs: Sequence[Run], against: Path) -> str:
+    """A Markdown table as the paper's Table 1: the last iteration of each group of runs, mean ± standard error over seeds, and under it the
+    difference to the group that `against` is in, paired by seed."""
+    groups = by_seed([run for run in runs if run.rows])
+    last = [{run.seed: run.rows[-1] for run in g.runs} for g in groups]
+    base = next((rows for g, rows in zip(groups, last) if against.resolve() in [run.path.resolve() for run in g.runs]), None)
+    if base is None:
+        raise UserError(f"--against {against}: not one of the runs given, or without metrics")
+    names = [n for n in COLUMNS if any(value(r, n) is not None for rows in last for r in rows.values())]
+    lines = [["runs", "", *names]]
+    for g, rows in zip(groups, last):
+        pairs = {n: [(value(r, n), value(base.get(seed, r), n), seed in base) for seed, r in rows.items()] for n in names}
+        lines.append([g.label, "last", *(_mean_cell(n, [a for a, *_ in pairs[n] if a is not None], len(rows)) for n in names)])
+        if rows is not base and (both := rows.keys() & base.keys()):
+            lines.append(["", f"difference, {len(both)} seed{'s' * (len(both) > 1)}",
+                          *(_mean_cell(n, [a - b for a, b, ok in pairs[n] if ok and None not in (a, b)], len(both)) for n in names)])
+    return markdown(lines)
+
+
 def _cell(name: str, x: float | None) -> str:
     return "" if x is None else f"{x:.2f}" if name in ("distinct", "false_reasoning", "selected/false_reasoning") else f"{x:.1f}"
 
 
 def _mean_cell(name: str, values: list[float], n: int) -> str:
-    return "" if len(values) < n else f"{_cell(name, np.mean(values))} ± {_cell(name, standard_error(values))}"
+    return "" if len(values) < n else _cell(name, np.mean(values)) + (f" ± {_cell(name, standard_error(values))}" if n > 1 else "")
 
 
 def standard_error(values) -> float | np.ndarray:
@@ -966,6 +985,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     p = Parser(prog="metrics.py", description=__doc__)
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run; with --replay, one")
     p.add_argument("--out", type=Path, help="where the page and figures/ go (default: the run's folder; of several runs, the folder that they share)")
+    p.add_argument("--against", type=Path, metavar="RUN", help="one of the runs: prints the last iterations alone, and their differences to its group, paired by seed")
     p.add_argument("--replay", action="store_true", help="take the run's balancing decisions again, from the samples it saved")
     other = p.add_argument_group("with --replay, settings other than the run's own")
     other.add_argument("--temperatures", type=functools.partial(grid, "temperatures"), help="FROM:TO:STEP, some of those that it sampled at")
@@ -975,13 +995,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     other.add_argument("--queries", type=at_least_one, help="so many of the subset's queries")
     other.add_argument("--samples", type=at_least_one, help="so many of the K samples a query, in exact expectation over all such subsets")
     settings = vars(p.parse_intermixed_args(argv))
-    paths, out, replaying = (settings.pop(k) for k in ("runs", "out", "replay"))
+    paths, out, replaying, against = (settings.pop(k) for k in ("runs", "out", "replay", "against"))
     settings = {k: v for k, v in settings.items() if v is not None}
+    if replaying and against:
+        raise UserError("--against: not with --replay")
     if settings and not replaying or {"taus", "exact_tau"} <= settings.keys():
         raise UserError(f"--{next(iter(settings)).replace('_', '-')}: only with --replay" if not replaying else "--taus, --exact-tau: expected one of them")
     runs = [read_run(path) for path in dict.fromkeys(paths)]
     names = [run.name for run in runs]
     runs = [run if names.count(run.name) == 1 else run._replace(name=str(run.path)) for run in runs]
+    if against:
+        return print(comparison(runs, against))
     out = out or (paths[0] if len(runs) == 1 else Path(os.path.commonpath([path.resolve().parent for path in paths])))
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)

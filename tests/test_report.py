@@ -60,6 +60,19 @@ def test_table_shows_first_last_best_and_the_mean_over_seeds(tmp_path):
     assert cells["mean of run, 2 seeds", "gain"] == "12.0 ± 2.0" and cells["new", "no metrics yet"] == ""
 
 
+def test_differences_are_paired_by_seed(tmp_path):
+    a = [make_run(tmp_path / f"a-{s}", s, passes=[10.0, x]) for s, x in ((1, 20.0), (2, 60.0))]
+    b = [make_run(tmp_path / f"b-{s}", s, passes=[10.0, x], method="online-rft") for s, x in ((2, 64.0), (1, 22.0), (3, 99.0))]
+    asked = cli(*a, *b, "--against", a[1])
+    cells = [[c.strip() for c in line.split("|")[1:-1]] for line in asked.stdout.splitlines()]
+    column = cells[0].index("pass@1")
+    assert {(c[0], c[1]): c[column] for c in cells[2:]} == {("a, 2 seeds", "last"): "40.0 ± 20.0", ("b, 3 seeds", "last"): "61.7 ± 22.3", ("", "difference, 2 seeds"): "3.0 ± 1.0"}
+    assert not (tmp_path / "report.html").exists()
+    for args, said in (([*a, "--against", b[0]], "not one of the runs given"), ([a[0], "--replay", "--against", a[0]], "not with --replay")):
+        wrong = cli(*args)
+        assert wrong.returncode == 2 and said in wrong.stderr and wrong.stderr.count("\n") == 1
+
+
 def test_only_runs_that_differ_in_the_seed_alone_are_seeds_of_one():
     def run(name, seed, **config):
         return metrics.Run(Path(name), name, seed, {"method": "bstar", "reward": "answer", **config}, [], [], [])
