@@ -31,6 +31,7 @@ import shutil
 import sys
 import time
 import warnings
+import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -140,6 +141,9 @@ PRESETS["toy answer+oracle"] = dict(taus="1:1.9:0.1")
 PRESETS["toy answer+prm"] = dict(taus="0.2:1.9:0.1")
 
 
+MEMORY = {"token_budget", "sample_budget", "gradient_checkpointing", "gpu_memory"}           # may differ when a run goes on: it had run out of it
+
+
 class Method(NamedTuple):
     """The switches that tell the methods apart   [App. B, "Rejection Sampling Fine-tuning"]"""
     iterate: bool = True                   # sample and train in turn (else: only the SFT checkpoints)
@@ -243,7 +247,7 @@ def put_line(path: Path, row: dict) -> None:
 
 
 def open_run(cfg: Config) -> Path:
-    """Makes or re-opens runs/NAME: one process at a time, always with the same config.
+    """Makes or re-opens runs/NAME: one process at a time, always with the same config; only what memory is used (MEMORY) may change on the way.
 
     raises UserError  if another process holds it, or its config.json differs (naming the keys)
     """
@@ -264,11 +268,11 @@ def open_run(cfg: Config) -> Path:
             theirs = json.loads((out / "config.json").read_text())
         except ValueError:
             raise UserError(f"--out {out}: its config.json is broken; choose another --out") from None
-        differing = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
+        differing = sorted(k for k in (mine.keys() | theirs.keys()) - MEMORY if mine.get(k) != theirs.get(k))
         if differing:
             said = ", ".join(f"{k} {theirs.get(k)!r} -> {mine.get(k)!r}" for k in differing)
             raise UserError(f"--out {out} holds a run with another config ({said}); choose another --out")
-    else:
+    if not (out / "config.json").exists() or mine != theirs:
         write(out / "config.json", (json.dumps(mine, indent=2) + "\n").encode())
     return out
 
@@ -347,34 +351,50 @@ def adamw(policy, lr: float):
     return torch.optim.AdamW(policy.parameters(), lr=lr, betas=(0.9, 0.999), weight_decay=0.0, fused=True)
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A disk that fills up is one line; it reaches us as OSError, RuntimeError or SafetensorError."""
+    try:
+        yield
+    except Exception as e:
+        free = shutil.disk_usage(path.parent).free >> 20
+        raise UserError(f"{path}: can't be written ({str(e).splitlines()[0]}; {free} MiB free on the disk); "
+                        "what was complete is kept, the same command goes on") from None
+
+
+@data.unbroken()
 def save_checkpoint(folder: Path, policy, tokenizer, optimizer, log: dict) -> None:
-    """folder/ = a Hugging Face model (vLLM, transformers and lm-eval load it) + trainer.pt, and last complete.json with every file's size."""
+    """folder/ = a Hugging Face model (vLLM, transformers and lm-eval load it) + trainer.pt, and last complete.json with every file's `fingerprint`."""
     import torch
     tmp = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(tmp, ignore_errors=True)
-    try:
+    with writing(folder):
         policy.save_pretrained(tmp)
         tokenizer.save_pretrained(tmp)
         torch.save({"optimizer": optimizer and optimizer.state_dict(), "log": log}, tmp / "trainer.pt")
-    except Exception as e:                         # a full disk reaches us as OSError, RuntimeError or SafetensorError
-        free = shutil.disk_usage(folder.parent).free >> 20
-        raise UserError(f"{folder}: can't be written ({str(e).splitlines()[0]}; {free} MiB free on the disk); "
-                        "what was complete is kept, the same command goes on") from None
     files = [f for f in tmp.rglob("*") if f.is_file()]
-    sizes = {str(f.relative_to(tmp)): f.stat().st_size for f in files}
     for f in files:
         with open(f, "rb") as handle:
             os.fsync(handle.fileno())
-    write(tmp / "complete.json", json.dumps(sizes).encode())
+    write(tmp / "complete.json", json.dumps({str(f.relative_to(tmp)): fingerprint(f) for f in files}).encode())
     shutil.rmtree(folder, ignore_errors=True)      # only ever an incomplete one
     os.replace(tmp, folder)
 
 
+def fingerprint(path: Path) -> list[int]:
+    """[size in bytes, CRC-32] of a file; above 64 MiB the CRC is of 64 blocks of 1 MiB, spread from its start to its end (seconds, not minutes, at 7B)."""
+    size, crc = path.stat().st_size, 0
+    with open(path, "rb") as f:
+        for at in range(0, size, 1 << 20) if size <= 1 << 26 else [(size - (1 << 20)) * i // 63 for i in range(64)]:
+            f.seek(at)
+            crc = zlib.crc32(f.read(1 << 20), crc)
+    return [size, crc]
+
+
 def is_complete(folder: Path) -> bool:
-    """Does a checkpoint hold every file at the size it was written with?"""
+    """Does a checkpoint hold every file as it was written?"""
     try:
-        sizes = json.loads((folder / "complete.json").read_text())
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+        return all(fingerprint(folder / name) == mark for name, mark in json.loads((folder / "complete.json").read_text()).items())
     except (OSError, ValueError):
         return False
 
@@ -434,6 +454,16 @@ def fits(cfg: Config) -> None:
                         f"(up to {have / 16e9:.1g}B){'' if gpu else ' with --engine hf'}")
 
 
+@contextmanager
+def memory_by(flags: str) -> Iterator[None]:
+    """A GPU that runs out of memory is one line that names the flags to change; the run then goes on (see MEMORY)."""
+    import torch
+    try:
+        yield
+    except torch.OutOfMemoryError as e:
+        raise UserError(f"{'. '.join(str(e).split('. ')[:2])}; what was complete is kept, the same command with {flags} goes on") from None
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Engines: who samples
 
@@ -451,6 +481,7 @@ class HFEngine:
         """Lets go of the policy."""
         self.policy = None
 
+    @memory_by("a smaller --sample-budget")
     def sample(self, prompts: list[list[int]], n: int, temperature: float, max_tokens: int, seed: int, bar=None) -> list[list[Sample]]:
         """n responses to each prompt (token ids) from the whole distribution at `temperature`; 0 = greedy. The same seed, the same samples."""
         groups: list[list[Sample]] = [[] for _ in prompts]
@@ -560,6 +591,7 @@ class VLLMEngine:
         self.awake = True
         self.sleep()
 
+    @memory_by("a smaller --gpu-memory")
     def wake(self, policy) -> None:
         """Memory for the weights, the policy's weights into it, memory for the KV cache: in this order the peak is lowest.
 
@@ -718,9 +750,10 @@ def sample(engine, policy, jobs: Sequence[Job], prompt: Callable[[Query], list[i
                 chunk = [[Sample(**s) for s in json.loads(line)] for line in gzip.decompress(part.read_bytes()).decode().splitlines()]
                 bar.update(len(queries) * job.n)
             else:
-                chunk = engine.sample([prompt(q) for q in queries], job.n, job.temperature, cfg.max_tokens, seed_of(cfg.seed, job.name, k), bar)
-                lines = (json.dumps([{"response": s.response, "finish_reason": s.finish_reason} for s in g]) for g in chunk)
-                write(part, gzip.compress("\n".join(lines).encode(), 3, mtime=0))
+                with data.unbroken():
+                    chunk = engine.sample([prompt(q) for q in queries], job.n, job.temperature, cfg.max_tokens, seed_of(cfg.seed, job.name, k), bar)
+                    lines = (json.dumps([{"response": s.response, "finish_reason": s.finish_reason} for s in g]) for g in chunk)
+                    write(part, gzip.compress("\n".join(lines).encode(), 3, mtime=0))
             groups += chunk
         results.append(groups)
     engine.sleep()
@@ -728,6 +761,7 @@ def sample(engine, policy, jobs: Sequence[Job], prompt: Callable[[Query], list[i
     return results
 
 
+@memory_by("a smaller --token-budget")
 def score(queries: Sequence[Query], groups: Sequence[Sequence[Sample]], cfg: Config, prm: PRM | None = None, desc: str = "score") -> None:
     """Fills pred, correct, sound, steps, r_prm and reward of every sample (Eq. 1); a cut-off response keeps r = -inf.   [Sec. 2.3]"""
     flat = [(q, s) for q, g in zip(queries, groups, strict=True) for s in g]
@@ -830,33 +864,57 @@ def cosine(step: int, horizon: int, peak: float, end: float, warmup: float) -> f
     return end + (peak - end) * (1 + math.cos(math.pi * min(1.0, (step + 1 - rise) / max(1, horizon - rise)))) / 2
 
 
+@memory_by("a smaller --token-budget, or with --gradient-checkpointing,")
 def train(policy, optimizer, examples: list[tuple[list[int], int]], steps: range, rate: Callable[[int], float], cfg: Config, seed: int,
           desc: str, accumulate: Callable = accumulate) -> dict:
-    """The optimizer steps of one phase; every example once before any comes again.
+    """The optimizer steps of one phase; every example once before any comes again. Ctrl-C ends after a step, which the same command goes on from.
 
     examples  (ids, n_prompt) pairs; steps numbers them on the schedule `rate`
-    returns   {"loss": mean over the phase's tokens-weighted steps, "grad_norm": mean before clipping}
+    returns   {"loss": mean over the phase's tokens-weighted steps, "grad_norm": mean before clipping, "skipped": steps whose loss or gradient was not finite}
+    raises    UserError  after three such steps in a row
     """
     import torch
-    rng, order = np.random.default_rng(seed), np.zeros(0, dtype=int)
-    losses, norms = [], []
+    rng, order, log = np.random.default_rng(seed), np.zeros(0, dtype=int), {"done": 0, "loss": [], "grad_norm": [], "skipped": 0, "in_a_row": 0}
+    paused = Path(cfg.out or "runs/cache") / f"paused-{seed_of(desc, seed, steps, len(examples))}.pt"
+    if paused.exists():
+        saved = torch.load(paused, map_location="cpu", weights_only=True)
+        policy.load_state_dict(saved["policy"])
+        optimizer.load_state_dict(saved["optimizer"])
+        log = saved["log"]
     policy.train()
     bar = data.progress(len(steps), desc)
-    for step in steps:
+    bar.update(log["done"])
+    for i, step in enumerate(steps):
         while len(order) < cfg.batch_size:
             order = np.concatenate([order, rng.permutation(len(examples))])
-        batch, order = [examples[i] for i in order[:cfg.batch_size]], order[cfg.batch_size:]
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step)
-        losses.append(accumulate(policy, batch, cfg.token_budget))
-        norms.append(torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip).item())
-        if not math.isfinite(norms[-1]):
-            raise UserError(f"{desc}: the gradient is not finite at step {step}; the last checkpoint is kept, lower --lr and --sft-lr")
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        bar.update()
+        batch, order = [examples[j] for j in order[:cfg.batch_size]], order[cfg.batch_size:]
+        if i < log["done"]:
+            continue
+        with data.unbroken() as asked:
+            for group in optimizer.param_groups:
+                group["lr"] = rate(step)
+            loss = accumulate(policy, batch, cfg.token_budget)
+            norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip).item()
+            if math.isfinite(loss + norm):
+                optimizer.step()
+                log["loss"].append(loss)
+                log["grad_norm"].append(norm)
+                log["in_a_row"] = 0
+            else:
+                log["skipped"], log["in_a_row"] = log["skipped"] + 1, log["in_a_row"] + 1
+                print(f"{desc}: loss {loss:g}, gradient norm {norm:g} at step {step}, which is skipped", file=sys.stderr)
+            optimizer.zero_grad(set_to_none=True)
+            log["done"] += 1
+            bar.update()
+            if log["in_a_row"] == 3:
+                raise UserError(f"{desc}: three steps in a row without a finite loss and gradient; the last checkpoint is kept, lower --lr and --sft-lr")
+            if asked:
+                with writing(paused):
+                    torch.save({"policy": policy.state_dict(), "optimizer": optimizer.state_dict(), "log": log}, tmp := paused.with_suffix(".tmp"))
+                    os.replace(tmp, paused)
     bar.close()
-    return {"loss": float(np.mean(losses)), "grad_norm": float(np.mean(norms))}
+    paused.unlink(missing_ok=True)
+    return {**{k: float(np.mean(log[k])) if log[k] else None for k in ("loss", "grad_norm")}, "skipped": log["skipped"]}
 
 
 def encode(pairs: Sequence[tuple[Query, str]], prompt: Callable[[Query], list[int]], tokenizer, cfg: Config, name: str) -> list[tuple[list[int], int]]:
@@ -912,7 +970,7 @@ def sft(cfg: Config, base: str, examples: list[tuple[list[int], int]], tokenizer
     if not examples:
         raise UserError("no human solutions to fine-tune on; --start-epoch 0 starts from the model as it is")
     parts = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(Path(base).iterdir())] if Path(base).is_dir() else []
-    made_of = (base, parts, examples, [getattr(cfg, n) for n in "seed sft_epochs start_epoch sft_lr lr_end warmup clip batch_size token_budget".split()])
+    made_of = (base, parts, examples, [getattr(cfg, n) for n in "seed sft_epochs start_epoch sft_lr lr_end warmup clip batch_size".split()])
     folder = Path("runs/cache") / f"sft-{cfg.task}-{hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]}"
     paths = [folder / f"epoch_{(i + 1) * cfg.start_epoch}" for i in range(stages)]
     per_stage = cfg.start_epoch * math.ceil(len(examples) / cfg.batch_size)
@@ -1141,6 +1199,7 @@ def report(out: Path, row: dict, starts: Sequence[Path | str], cfg: Config) -> N
     prune(out, starts, row["iter"], max(rows, key=lambda r: r["val/pass@1"])["iter"])
     put_line(out / "metrics.jsonl", row)
     shutil.rmtree(out / "parts", ignore_errors=True)
+    [old.unlink() for old in out.glob("paused-*")]     # a stale one: another process finished the phase
     seconds: dict[str, float] = {}
     for r in metrics.read_jsonl(out / "times.jsonl"):
         if r["iter"] == row["iter"]:
@@ -1198,9 +1257,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             # -- train: M_t from M_{t-1}
             with clock(out, t, "train"):
                 pairs = [(q, s.response) for q, g in zip(queries, kept) for s in g]
+                found = {"temperature": T, "tau": tau, **pool_metrics(queries, pool, kept, tau, n_star)}
                 policy, optimizer, log = improve(policy, optimizer, pairs, base, tokenizer, prompt, cfg, t, start_steps)
-                log = {"temperature": T, "tau": tau, **pool_metrics(queries, pool, kept, tau, n_star), **log}
-                save_checkpoint(out / "checkpoints" / f"iter_{t}", policy, tokenizer, optimizer, log)
+                save_checkpoint(out / "checkpoints" / f"iter_{t}", policy, tokenizer, optimizer, log := found | log)
         elif t and not method.iterate:
             policy = load_policy(cfg, starts[t])
         # -- evaluate and write
