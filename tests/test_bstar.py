@@ -137,6 +137,31 @@ def test_user_errors_end_with_exit_code_2_and_one_line(tmp_path, flags, said):
     assert len(last) == 1 and last[0].startswith("bstar.py: ") and all(part in last[0] for part in said.split("|")), p.stderr
 
 
+def test_preflight_says_what_a_run_needs_and_refuses_what_cannot_fit_before_a_weight_is_read(tmp_path):
+    from transformers import LlamaConfig
+    LlamaConfig(vocab_size=1000, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4).save_pretrained(tmp_path / "m")
+    say = lambda *flags: cli("--task", "gsm8k", "--model", "m", "--engine", "hf", *flags, cwd=tmp_path)
+    p = say("--preflight")                                                          # the folder has a config and nothing else
+    assert p.returncode == 0 and not p.stderr and p.stdout.count("\n") == 1 and "preflight | 0.00182B parameters | training" in p.stdout and not (tmp_path / "runs").exists()
+    for flags, said in (("--token-budget 999999999", "training needs|lower --token-budget 999999999"), ("--sample-budget 9999999999", "sampling needs|--sample-budget"),
+                        ("--token-budget 999999999 --no-gradient-checkpointing", "or take --gradient-checkpointing")):
+        p = say("--preflight", *flags.split())
+        assert p.returncode == 2 and all(x in p.stderr.splitlines()[-1] for x in said.split("|")), p.stderr
+    assert cli("--preflight", cwd=tmp_path).returncode == 2
+    for flags in ([], ["--preflight"]):                                             # no other run: the flag is not of its config
+        bstar.open_run(bstar.parse_config([*flags, "--out", str(tmp_path / "run")]))
+        bstar.open_run.locks.pop().close()
+
+
+def test_no_room_on_the_disk_is_told_at_the_start(tmp_path, monkeypatch):
+    from transformers import LlamaConfig
+    LlamaConfig(vocab_size=1000, hidden_size=256, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4).save_pretrained(tmp_path / "m")
+    monkeypatch.setattr(bstar.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10 << 20}))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="more on the disk, 0.00977 GiB are free"):
+        bstar.fits(bstar.parse_config("--task gsm8k --model m --engine hf".split()))
+
+
 def test_help_needs_no_torch(tmp_path):
     p = subprocess.run([sys.executable, "-X", "importtime", str(ROOT / "bstar.py"), "--help"], capture_output=True, text=True, cwd=tmp_path)
     assert p.returncode == 0 and not any(f"| {m}\n" in p.stderr.replace(" ", "").replace("|", "| ") for m in ("torch", "transformers", "matplotlib", "datasets"))
@@ -180,6 +205,36 @@ def test_code_fails_closed_before_anything_is_loaded(tmp_path):
     p = subprocess.run([sys.executable, "bstar.py", "--task", "code", "--unsafe-code", "--out", "b", "--model", "none", "--train-file", "none.jsonl", "--test-file", "none.jsonl"],
                        cwd=tmp_path, capture_output=True, text=True)
     assert p.returncode == 2 and "no such file: none.jsonl" in p.stderr
+
+
+PEAK = """
+import sys, threading, time, torch, bstar
+from transformers import LlamaConfig, LlamaForCausalLM
+flags, shape = sys.argv[1:], dict(vocab_size=8000, hidden_size=512, intermediate_size=1376, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=4)
+cfg, rss = bstar.parse_config(flags), lambda: int(open("/proc/self/statm").read().split()[1]) * 4096
+base, peak = rss(), [0]
+policy = LlamaForCausalLM(LlamaConfig(**shape, eos_token_id=None))
+optimizer, words = bstar.adamw(policy, 1e-4), type("Words", (), {"batch_decode": staticmethod(lambda rows, **_: [""] * len(rows))})
+if cfg.gradient_checkpointing:
+    policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+watch = lambda: [peak.__setitem__(0, max(peak[0], rss())) or time.sleep(0.002) for _ in iter(lambda: peak[0] < 0, True)]
+threading.Thread(target=watch, daemon=True).start()
+policy.train()
+for n in (1, 2 * cfg.token_budget // 256):                                          # the first step makes the moments, the second is measured
+    bstar.accumulate(policy, [([5] * 256, 1)] * n, cfg.token_budget)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+need, train = bstar.needs(cfg, policy.num_parameters(), policy.config, False), peak[0] - base
+print(train / (16 * policy.num_parameters() + need["activations"]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", ["--token-budget 1024", "--token-budget 3072", "--token-budget 3072 --gradient-checkpointing"])
+def test_what_the_preflight_says_is_the_peak_of_a_real_step_within_15_percent(tmp_path, flags):
+    p = subprocess.run([sys.executable, "-c", PEAK, *flags.split()], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert p.returncode == 0, p.stderr
+    assert 0.85 < float(p.stdout) < 1.15, p.stdout
 
 
 # -- the transformers engine --------------------------------------------------------------------------------------------------
