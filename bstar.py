@@ -31,6 +31,7 @@ import shutil
 import sys
 import time
 import warnings
+import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -97,6 +98,7 @@ class Config:
     token_budget: int = 16384              # tokens a training micro-batch, padding included
     sample_budget: int = 65536             # tokens held at once by the transformers engine
     chunk: int = 1000                      # queries sampled between two saves
+    preflight: bool = False                # say what memory and disk the run needs, from the model's config alone, and stop
     gradient_checkpointing: bool = False   # less memory, about a third more time
     gpu_memory: float = 0.0                # share of the GPU for vLLM while it is awake; 0 = what the trainer leaves
     # evaluation
@@ -138,6 +140,9 @@ PRESETS = {
 # tau that keeps wrong answers out, and so every lucky guess. With r = 1 + r_prm, above tau means p > tau / 2 for a right answer's lowest step.
 PRESETS["toy answer+oracle"] = dict(taus="1:1.9:0.1")
 PRESETS["toy answer+prm"] = dict(taus="0.2:1.9:0.1")
+
+
+MEMORY = {"token_budget", "sample_budget", "gradient_checkpointing", "gpu_memory"}           # may differ when a run goes on: it had run out of it
 
 
 class Method(NamedTuple):
@@ -247,7 +252,7 @@ def put_line(path: Path, row: dict) -> None:
 
 
 def open_run(cfg: Config) -> Path:
-    """Makes or re-opens runs/NAME: one process at a time, always with the same config.
+    """Makes or re-opens runs/NAME: one process at a time, always with the same config; only what memory is used (MEMORY) may change on the way.
 
     raises UserError  if another process holds it, or its config.json differs (naming the keys)
     """
@@ -262,17 +267,17 @@ def open_run(cfg: Config) -> Path:
     except OSError as e:
         raise UserError(f"--out {out}: {e.strerror}") from None
     open_run.locks = [*getattr(open_run, "locks", []), lock]        # held until the process ends
-    mine = {k: v for k, v in dataclasses.asdict(cfg).items() if k != "out"}
+    mine = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in ("out", "preflight")}
     if (out / "config.json").exists():
         try:
             theirs = json.loads((out / "config.json").read_text())
         except ValueError:
             raise UserError(f"--out {out}: its config.json is broken; choose another --out") from None
-        differing = sorted(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
+        differing = sorted(k for k in (mine.keys() | theirs.keys()) - MEMORY if mine.get(k) != theirs.get(k))
         if differing:
             said = ", ".join(f"{k} {theirs.get(k)!r} -> {mine.get(k)!r}" for k in differing)
             raise UserError(f"--out {out} holds a run with another config ({said}); choose another --out")
-    else:
+    if not (out / "config.json").exists() or mine != theirs:
         write(out / "config.json", (json.dumps(mine, indent=2) + "\n").encode())
     return out
 
@@ -344,34 +349,50 @@ def adamw(policy, lr: float):
     return torch.optim.AdamW(policy.parameters(), lr=lr, betas=(0.9, 0.999), weight_decay=0.0, fused=True)
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A disk that fills up is one line; it reaches us as OSError, RuntimeError or SafetensorError."""
+    try:
+        yield
+    except Exception as e:
+        free = shutil.disk_usage(path.parent).free >> 20
+        raise UserError(f"{path}: can't be written ({str(e).splitlines()[0]}; {free} MiB free on the disk); "
+                        "what was complete is kept, the same command goes on") from None
+
+
+@data.unbroken()
 def save_checkpoint(folder: Path, policy, tokenizer, optimizer, log: dict) -> None:
-    """folder/ = a Hugging Face model (vLLM, transformers and lm-eval load it) + trainer.pt, and last complete.json with every file's size."""
+    """folder/ = a Hugging Face model (vLLM, transformers and lm-eval load it) + trainer.pt, and last complete.json with every file's `fingerprint`."""
     import torch
     tmp = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(tmp, ignore_errors=True)
-    try:
+    with writing(folder):
         policy.save_pretrained(tmp)
         tokenizer.save_pretrained(tmp)
         torch.save({"optimizer": optimizer and optimizer.state_dict(), "log": log}, tmp / "trainer.pt")
-    except Exception as e:                         # a full disk reaches us as OSError, RuntimeError or SafetensorError
-        free = shutil.disk_usage(folder.parent).free >> 20
-        raise UserError(f"{folder}: can't be written ({str(e).splitlines()[0]}; {free} MiB free on the disk); "
-                        "what was complete is kept, the same command goes on") from None
     files = [f for f in tmp.rglob("*") if f.is_file()]
-    sizes = {str(f.relative_to(tmp)): f.stat().st_size for f in files}
     for f in files:
         with open(f, "rb") as handle:
             os.fsync(handle.fileno())
-    write(tmp / "complete.json", json.dumps(sizes).encode())
+    write(tmp / "complete.json", json.dumps({str(f.relative_to(tmp)): fingerprint(f) for f in files}).encode())
     shutil.rmtree(folder, ignore_errors=True)      # only ever an incomplete one
     os.replace(tmp, folder)
 
 
+def fingerprint(path: Path) -> list[int]:
+    """[size in bytes, CRC-32] of a file; above 64 MiB the CRC is of 64 blocks of 1 MiB, spread from its start to its end (seconds, not minutes, at 7B)."""
+    size, crc = path.stat().st_size, 0
+    with open(path, "rb") as f:
+        for at in range(0, size, 1 << 20) if size <= 1 << 26 else [(size - (1 << 20)) * i // 63 for i in range(64)]:
+            f.seek(at)
+            crc = zlib.crc32(f.read(1 << 20), crc)
+    return [size, crc]
+
+
 def is_complete(folder: Path) -> bool:
-    """Does a checkpoint hold every file at the size it was written with?"""
+    """Does a checkpoint hold every file as it was written?"""
     try:
-        sizes = json.loads((folder / "complete.json").read_text())
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+        return all(fingerprint(folder / name) == mark for name, mark in json.loads((folder / "complete.json").read_text()).items())
     except (OSError, ValueError):
         return False
 
@@ -414,21 +435,73 @@ def n_parameters(model: str) -> int | None:
     return int(float(named[1]) * {"b": 1e9, "m": 1e6}[named[2].lower()]) if named else None
 
 
+def needs(cfg: Config, n: int, shape, gpu: bool) -> dict[str, int]:
+    """Bytes that a run of n parameters holds at its peaks, from the model's config alone (`shape`; None: activations and KV cache are left out).
+
+    A layer keeps 16 h + 6 kv + 5 i numbers a token for its backward pass (h hidden, i intermediate, kv = key heads x head size), the head 3 a
+    vocabulary entry. Gradient checkpointing keeps the layers' inputs, and one layer with its gradients. 128 MiB are buffers and code. Counts fitted to
+    five real peaks on a CPU in float32 (31 to 135M parameters, all within 11 %); the KV cache, and bf16 on a GPU, are arithmetic.
+    """
+    stages = cfg.sft_epochs // max(1, cfg.start_epoch) if cfg.method == "sft" or cfg.reward == "answer+prm" and not cfg.prm else min(1, cfg.start_epoch)
+    found = {"weights": 4 * n, "gradients": 4 * n, "AdamW": 8 * n, "activations": 0, "KV cache": 0,
+             "disk": 12 * n * (5 + stages)}        # the last two checkpoints, the best, one in writing, one paused; the SFT's
+    if shape is not None:
+        h, L, size = shape.hidden_size, shape.num_hidden_layers, 2 if gpu else 4
+        kv = getattr(shape, "num_key_value_heads", shape.num_attention_heads) * (getattr(shape, "head_dim", None) or h // shape.num_attention_heads)
+        layer = 16 * h + 6 * kv + 5 * shape.intermediate_size
+        kept = L * h + 2 * layer if cfg.gradient_checkpointing else L * layer
+        found["activations"] = max(cfg.token_budget, cfg.max_length) * (size * kept + 12 * shape.vocab_size) + 2**27
+        found["KV cache"] = size * max(cfg.sample_budget, cfg.max_tokens) * 2 * L * kv
+    return found
+
+
 def fits(cfg: Config) -> None:
-    """Stops before anything is loaded where programs can't be run safely, or training can't fit: float32 weights, gradients and AdamW are 16
-    bytes a parameter."""
+    """The preflight: says what the run needs and stops, before a weight is read, where programs can't be run safely or it can't fit.
+
+    raises UserError  naming the flags that would make it fit; SystemExit after --preflight
+    """
     if cfg.reward == "tests":                      # fails closed, hours before the first program
         rewards.run_unit_tests("", {"inputs": [""], "outputs": [""]}, unsafe=cfg.unsafe_code)
     n = n_parameters(cfg.model) if cfg.model else None
     if n is None:
+        if cfg.preflight:
+            raise UserError(f"--preflight: {f'the size of --model {cfg.model} is not known without its config.json' if cfg.model else 'the toy needs 1 GiB'}; give a --model")
         return
     import torch
+    import transformers
     gpu = torch.cuda.is_available()
     have = torch.cuda.get_device_properties(0).total_memory if gpu else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if 16 * n > have or not gpu and n > 2e9 and cfg.engine != "hf":
-        raise UserError(f"--model {cfg.model}: training {n / 1e9:.2g}B parameters needs {16 * n / 2**30:.0f} GiB (float32 weights, gradients, AdamW); this "
+    need = needs(cfg, n, transformers.AutoConfig.from_pretrained(cfg.model) if Path(cfg.model).is_dir() else None, gpu)
+    state, hf = 16 * n, cfg.engine == "hf" or not gpu
+    train, draw = state + need["activations"], 12 * n + need["KV cache"] * hf
+    where = next(p for p in [Path(cfg.out).resolve(), *Path(cfg.out).resolve().parents] if p.exists())
+    there = sum(f.stat().st_size for root in (Path(cfg.out) / "checkpoints", Path("runs/cache")) for f in root.rglob("*") if f.is_file())
+    free, gib = shutil.disk_usage(where).free, lambda x: f"{x / 2**30:.3g} GiB"
+    print(f"preflight | {n / 1e9:.3g}B parameters | training {gib(train)}: " + ", ".join(f"{k} {gib(need[k])}" for k in ("weights", "gradients", "AdamW", "activations") if need[k])
+          + f" | sampling {gib(draw)}" + (f": KV cache {gib(need['KV cache'])}" * bool(need["KV cache"]) if hf else " and vLLM in what is left")
+          + f" | this machine has {gib(have)}{' on its GPU' if gpu else ''} | host {gib(12 * n if gpu else max(train, draw))} | disk {gib(need['disk'])}, free {gib(free)}", flush=True)
+    if state > have or not gpu and n > 2e9 and cfg.engine != "hf":
+        raise UserError(f"--model {cfg.model}: training {n / 1e9:.2g}B parameters needs {state / 2**30:.0f} GiB (float32 weights, gradients, AdamW); this "
                         f"machine has {have / 2**30:.0f} GiB{' on its GPU' if gpu else ' and no GPU'}: take a larger GPU, or a smaller --model "
                         f"(up to {have / 16e9:.1g}B){'' if gpu else ' with --engine hf'}")
+    for what, total, flags in (("training", train, f"--token-budget {cfg.token_budget}" + ("" if cfg.gradient_checkpointing else ", or take --gradient-checkpointing")),
+                               ("sampling", draw, f"--sample-budget {cfg.sample_budget}")):
+        if total > have:
+            raise UserError(f"--model {cfg.model}: {what} needs {gib(total)} of {gib(have)}; lower {flags}")
+    if need["disk"] - there > free:
+        raise UserError(f"--out {cfg.out}: its checkpoints need {gib(need['disk'] - there)} more on the disk, {gib(free)} are free; take another --out, or free some")
+    if cfg.preflight:
+        sys.exit(0)
+
+
+@contextmanager
+def memory_by(flags: str) -> Iterator[None]:
+    """A GPU that runs out of memory is one line that names the flags to change; the run then goes on (see MEMORY)."""
+    import torch
+    try:
+        yield
+    except torch.OutOfMemoryError as e:
+        raise UserError(f"{'. '.join(str(e).split('. ')[:2])}; what was complete is kept, the same command with {flags} goes on") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -448,6 +521,7 @@ class HFEngine:
         """Lets go of the policy."""
         self.policy = None
 
+    @memory_by("a smaller --sample-budget")
     def sample(self, prompts: list[list[int]], n: int, temperature: float, max_tokens: int, seed: int, bar=None) -> list[list[Sample]]:
         """n responses to each prompt (token ids) from the whole distribution at `temperature`; 0 = greedy. The same seed, the same samples."""
         groups: list[list[Sample]] = [[] for _ in prompts]
@@ -557,6 +631,7 @@ class VLLMEngine:
         self.awake = True
         self.sleep()
 
+    @memory_by("a smaller --gpu-memory")
     def wake(self, policy) -> None:
         """Memory for the weights, the policy's weights into it, memory for the KV cache: in this order the peak is lowest.
 
@@ -715,9 +790,10 @@ def sample(engine, policy, jobs: Sequence[Job], prompt: Callable[[Query], list[i
                 chunk = [[Sample(**s) for s in json.loads(line)] for line in gzip.decompress(part.read_bytes()).decode().splitlines()]
                 bar.update(len(queries) * job.n)
             else:
-                chunk = engine.sample([prompt(q) for q in queries], job.n, job.temperature, cfg.max_tokens, seed_of(cfg.seed, job.name, k), bar)
-                lines = (json.dumps([{"response": s.response, "finish_reason": s.finish_reason} for s in g]) for g in chunk)
-                write(part, gzip.compress("\n".join(lines).encode(), 3, mtime=0))
+                with data.unbroken():
+                    chunk = engine.sample([prompt(q) for q in queries], job.n, job.temperature, cfg.max_tokens, seed_of(cfg.seed, job.name, k), bar)
+                    lines = (json.dumps([{"response": s.response, "finish_reason": s.finish_reason} for s in g]) for g in chunk)
+                    write(part, gzip.compress("\n".join(lines).encode(), 3, mtime=0))
             groups += chunk
         results.append(groups)
     engine.sleep()
@@ -725,6 +801,7 @@ def sample(engine, policy, jobs: Sequence[Job], prompt: Callable[[Query], list[i
     return results
 
 
+@memory_by("a smaller --token-budget")
 def score(queries: Sequence[Query], groups: Sequence[Sequence[Sample]], cfg: Config, prm: PRM | None = None, desc: str = "score") -> None:
     """Fills pred, correct, sound, steps, r_prm and reward of every sample (Eq. 1); a cut-off response keeps r = -inf.   [Sec. 2.3]"""
     flat = [(q, s) for q, g in zip(queries, groups, strict=True) for s in g]
@@ -827,33 +904,57 @@ def cosine(step: int, horizon: int, peak: float, end: float, warmup: float) -> f
     return end + (peak - end) * (1 + math.cos(math.pi * min(1.0, (step + 1 - rise) / max(1, horizon - rise)))) / 2
 
 
+@memory_by("a smaller --token-budget, or with --gradient-checkpointing,")
 def train(policy, optimizer, examples: list[tuple[list[int], int]], steps: range, rate: Callable[[int], float], cfg: Config, seed: int,
           desc: str, accumulate: Callable = accumulate) -> dict:
-    """The optimizer steps of one phase; every example once before any comes again.
+    """The optimizer steps of one phase; every example once before any comes again. Ctrl-C ends after a step, which the same command goes on from.
 
     examples  (ids, n_prompt) pairs; steps numbers them on the schedule `rate`
-    returns   {"loss": mean over the phase's tokens-weighted steps, "grad_norm": mean before clipping}
+    returns   {"loss": mean over the phase's tokens-weighted steps, "grad_norm": mean before clipping, "skipped": steps whose loss or gradient was not finite}
+    raises    UserError  after three such steps in a row
     """
     import torch
-    rng, order = np.random.default_rng(seed), np.zeros(0, dtype=int)
-    losses, norms = [], []
+    rng, order, log = np.random.default_rng(seed), np.zeros(0, dtype=int), {"done": 0, "loss": [], "grad_norm": [], "skipped": 0, "in_a_row": 0}
+    paused = Path(cfg.out or "runs/cache") / f"paused-{seed_of(desc, seed, steps, len(examples))}.pt"
+    if paused.exists():
+        saved = torch.load(paused, map_location="cpu", weights_only=True)
+        policy.load_state_dict(saved["policy"])
+        optimizer.load_state_dict(saved["optimizer"])
+        log = saved["log"]
     policy.train()
     bar = data.progress(len(steps), desc)
-    for step in steps:
+    bar.update(log["done"])
+    for i, step in enumerate(steps):
         while len(order) < cfg.batch_size:
             order = np.concatenate([order, rng.permutation(len(examples))])
-        batch, order = [examples[i] for i in order[:cfg.batch_size]], order[cfg.batch_size:]
-        for group in optimizer.param_groups:
-            group["lr"] = rate(step)
-        losses.append(accumulate(policy, batch, cfg.token_budget))
-        norms.append(torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip).item())
-        if not math.isfinite(norms[-1]):
-            raise UserError(f"{desc}: the gradient is not finite at step {step}; the last checkpoint is kept, lower --lr and --sft-lr")
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        bar.update()
+        batch, order = [examples[j] for j in order[:cfg.batch_size]], order[cfg.batch_size:]
+        if i < log["done"]:
+            continue
+        with data.unbroken() as asked:
+            for group in optimizer.param_groups:
+                group["lr"] = rate(step)
+            loss = accumulate(policy, batch, cfg.token_budget)
+            norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip).item()
+            if math.isfinite(loss + norm):
+                optimizer.step()
+                log["loss"].append(loss)
+                log["grad_norm"].append(norm)
+                log["in_a_row"] = 0
+            else:
+                log["skipped"], log["in_a_row"] = log["skipped"] + 1, log["in_a_row"] + 1
+                print(f"{desc}: loss {loss:g}, gradient norm {norm:g} at step {step}, which is skipped", file=sys.stderr)
+            optimizer.zero_grad(set_to_none=True)
+            log["done"] += 1
+            bar.update()
+            if log["in_a_row"] == 3:
+                raise UserError(f"{desc}: three steps in a row without a finite loss and gradient; the last checkpoint is kept, lower --lr and --sft-lr")
+            if asked:
+                with writing(paused):
+                    torch.save({"policy": policy.state_dict(), "optimizer": optimizer.state_dict(), "log": log}, tmp := paused.with_suffix(".tmp"))
+                    os.replace(tmp, paused)
     bar.close()
-    return {"loss": float(np.mean(losses)), "grad_norm": float(np.mean(norms))}
+    paused.unlink(missing_ok=True)
+    return {**{k: float(np.mean(log[k])) if log[k] else None for k in ("loss", "grad_norm")}, "skipped": log["skipped"]}
 
 
 def encode(pairs: Sequence[tuple[Query, str]], prompt: Callable[[Query], list[int]], tokenizer, cfg: Config, name: str) -> list[tuple[list[int], int]]:
@@ -909,7 +1010,7 @@ def sft(cfg: Config, base: str, examples: list[tuple[list[int], int]], tokenizer
     if not examples:
         raise UserError("no human solutions to fine-tune on; --start-epoch 0 starts from the model as it is")
     parts = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(Path(base).iterdir())] if Path(base).is_dir() else []
-    made_of = (base, parts, examples, [getattr(cfg, n) for n in "seed sft_epochs start_epoch sft_lr lr_end warmup clip batch_size token_budget".split()])
+    made_of = (base, parts, examples, [getattr(cfg, n) for n in "seed sft_epochs start_epoch sft_lr lr_end warmup clip batch_size".split()])
     folder = Path("runs/cache") / f"sft-{cfg.task}-{hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]}"
     paths = [folder / f"epoch_{(i + 1) * cfg.start_epoch}" for i in range(stages)]
     per_stage = cfg.start_epoch * math.ceil(len(examples) / cfg.batch_size)
@@ -1138,6 +1239,7 @@ def report(out: Path, row: dict, starts: Sequence[Path | str], cfg: Config) -> N
     prune(out, starts, row["iter"], max(rows, key=lambda r: r["val/pass@1"])["iter"])
     put_line(out / "metrics.jsonl", row)
     shutil.rmtree(out / "parts", ignore_errors=True)
+    [old.unlink() for old in out.glob("paused-*")]     # a stale one: another process finished the phase
     seconds: dict[str, float] = {}
     for r in metrics.read_jsonl(out / "times.jsonl"):
         if r["iter"] == row["iter"]:
@@ -1158,6 +1260,8 @@ def total_iters(cfg: Config) -> int:
 def main(argv: Sequence[str] | None = None) -> None:
     """Algorithm 1."""
     cfg = parse_config(argv)
+    if cfg.preflight:
+        fits(cfg)                                  # and stops
     out = open_run(cfg)
     done = metrics.read_jsonl(out / "metrics.jsonl")
     if len(done) > total_iters(cfg):
@@ -1195,9 +1299,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             # -- train: M_t from M_{t-1}
             with clock(out, t, "train"):
                 pairs = [(q, s.response) for q, g in zip(queries, kept) for s in g]
+                found = {"temperature": T, "tau": tau, **pool_metrics(queries, pool, kept, tau, n_star)}
                 policy, optimizer, log = improve(policy, optimizer, pairs, base, tokenizer, prompt, cfg, t, start_steps)
-                log = {"temperature": T, "tau": tau, **pool_metrics(queries, pool, kept, tau, n_star), **log}
-                save_checkpoint(out / "checkpoints" / f"iter_{t}", policy, tokenizer, optimizer, log)
+                save_checkpoint(out / "checkpoints" / f"iter_{t}", policy, tokenizer, optimizer, log := found | log)
         elif t and not method.iterate:
             policy = load_policy(cfg, starts[t])
         # -- evaluate and write

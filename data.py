@@ -21,7 +21,9 @@ import gzip
 import json
 import random
 import re
+import signal
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -51,6 +53,25 @@ def run(main) -> None:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+
+
+@contextmanager
+def unbroken() -> Iterator[list[bool]]:
+    """Ctrl-C in this block waits for its end; the block sees it in the list that it is given. A second one does not wait."""
+    asked: list[bool] = []
+
+    def wait(*_) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(True)
+        print("\nfinishing the batch in hand; Ctrl-C once more loses it", file=sys.stderr)
+    before = signal.signal(signal.SIGINT, wait)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
 
 
 @dataclass(frozen=True)

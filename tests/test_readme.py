@@ -52,7 +52,7 @@ def test_every_log_key_is_explained():
     for s in group:
         s.steps, s.r_prm = [0.9, 0.8], 0.6
     row = {**bstar.metrics_of([group[:1]], [group], 4, 2), **bstar.pool_metrics([], [group], [group[:1]], 0.0, 1)}
-    keys = {re.sub(r"@[2-9]\d*", "@K", re.sub(r"@\d+-\d+", "@K-S", k)) for k in row} | {"iter", "loss", "grad_norm", "temperature", "tau", "val/pass@1"}
+    keys = {re.sub(r"@[2-9]\d*", "@K", re.sub(r"@\d+-\d+", "@K-S", k)) for k in row} | {"iter", "loss", "grad_norm", "skipped", "temperature", "tau", "val/pass@1"}
     table = README[README.index("## Log keys"):README.index("## Paper, official code")]
     missing = {k for k in keys if f"`{k}`" not in table and f"`{k.split('/')[0]}/...`" not in table}
     assert not missing

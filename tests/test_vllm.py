@@ -226,6 +226,21 @@ def test_canary_stops_a_stale_head(started, engine, policy):
     check_canary(engine, other, PROMPTS, seed=0)
 
 
+def test_a_run_whose_swap_is_skipped_stops_before_it_keeps_a_sample(engine, policy, tmp_path, monkeypatch):
+    """`bstar.sample` itself, with an engine that wakes up and reloads nothing."""
+    import bstar
+    from data import Query
+    engine.wake(policy)
+    train_a_little(policy, steps=1)
+    job = bstar.Job("iter1.pool", [Query("0", "", "")], 2, 1.0)
+    run = lambda: bstar.sample(engine, policy, [job], lambda q: PROMPTS[0], bstar.parse_config(["--max-tokens", "4"]), tmp_path, "x")
+    with monkeypatch.context() as m:
+        m.setattr(engine, "wake", lambda policy: None)
+        with pytest.raises(RuntimeError, match="does not hold the policy's weights"):
+            run()
+    assert not list(tmp_path.iterdir()) and len(run()[0][0]) == 2
+
+
 def test_canary_leaves_the_policys_mode_alone(engine, policy):
     from bstar import canary_gap
     policy.train()
