@@ -1164,6 +1164,9 @@ def improve(policy, optimizer, kept: list[tuple[Query, str]], base: str, tokeniz
     if not examples:
         print(f"iteration {t}: no response was selected; the policy stays as it is", file=sys.stderr)
         return policy, optimizer, {"loss": None, "grad_norm": None}
+    if cfg.samples_per_iter > 20 * len(examples):
+        print(f"iteration {t}: {len(examples)} responses fill {cfg.samples_per_iter} places; a policy that reads each {cfg.samples_per_iter // len(examples)} "
+              "times can forget the rest: fewer --steps-per-iter, more --queries-per-iter or a lower --tau", file=sys.stderr)
     if method.from_base:                           # as many steps in all as a policy that was never set back has had
         policy.load_state_dict(load_policy(cfg, base, "cpu").state_dict())
     if optimizer is None or not method.inherit:

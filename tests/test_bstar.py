@@ -651,7 +651,7 @@ def test_every_method_runs(reference, method):
         assert rows[1]["temperature"] == 1.0 and rows[1]["tau"] == 0.0
 
 
-def test_methods_differ_only_by_their_switches(reference, monkeypatch):
+def test_methods_differ_only_by_their_switches(reference, monkeypatch, capsys):
     """rest-em starts from base with all steps, iterative-rft restarts the optimizer, online-rft and bstar inherit it and one schedule."""
     cwd, _ = reference
     calls = {}
@@ -672,6 +672,7 @@ def test_methods_differ_only_by_their_switches(reference, monkeypatch):
     assert calls["online-rft"][0] == range(8, 12) and calls["online-rft"][1] > 0
     assert calls["iterative-rft"][0] == range(0, 4) and calls["iterative-rft"][1] == 0
     assert calls["rest-em"][0] == range(0, 8 + 12) and calls["rest-em"][1] == 0
+    assert capsys.readouterr().err.count("iteration 3: 1 responses fill 64 places; a policy that reads each 64 times can forget the rest") == 3
     assert calls["iterative-rft"][2][-1] == pytest.approx(1e-4) and calls["online-rft"][2][-1] > 1e-4   # only the fresh one is at its end
 
 
