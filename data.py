@@ -40,6 +40,7 @@ class BadRow(Exception):
 
 def run(main) -> None:
     """Runs a script's main; what the user can mend is one line on stderr and exit code 2, Ctrl-C is 130."""
+    signal.signal(signal.SIGINT, _stop)
     try:
         main()
     except UserError as e:
@@ -55,22 +56,30 @@ def run(main) -> None:
         sys.exit(130)
 
 
+_asked: list[bool] = []                    # Ctrl-C was pressed: also where Python drops a KeyboardInterrupt, as it does in a destructor or callback
+
+
+def _stop(*_) -> None:
+    _asked.append(True)
+    raise KeyboardInterrupt
+
+
 @contextmanager
 def unbroken() -> Iterator[list[bool]]:
     """Ctrl-C in this block waits for its end; the block sees it in the list that it is given. A second one does not wait."""
-    asked: list[bool] = []
-
     def wait(*_) -> None:
-        if asked:
+        if _asked:
             raise KeyboardInterrupt
-        asked.append(True)
+        _asked.append(True)
         print("\nfinishing the batch in hand; Ctrl-C once more loses it", file=sys.stderr)
+    if _asked:
+        raise KeyboardInterrupt
     before = signal.signal(signal.SIGINT, wait)
     try:
-        yield asked
+        yield _asked
     finally:
         signal.signal(signal.SIGINT, before)
-    if asked:
+    if _asked:
         raise KeyboardInterrupt
 
 
