@@ -31,6 +31,7 @@ def live(cwd, flags, order, target=None, part=1.0, sig=signal.SIGKILL):
     master, slave = pty.openpty()
     termios.tcsetwinsize(slave, (24, 120))                                           # without a width there is no bar
     p = subprocess.Popen([sys.executable, str(ROOT / "bstar.py"), *flags], cwd=cwd, stdout=slave, stderr=slave, start_new_session=True,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),        # a shell's background jobs ignore it
                          env={**os.environ, "OMP_NUM_THREADS": "1"})
     os.close(slave)
     text, phases, at = "", [], ""
