@@ -193,18 +193,13 @@ def graders(_):
         start = time.perf_counter()
         assert all(rewards.grade_programs(programs, [tests] * len(programs), ["square"] * len(programs)))
         found["sandbox: programs a second"] = len(programs) / (time.perf_counter() - start)
-    except data_error() as e:
+    except rewards.SandboxError as e:
         print(e, file=sys.stderr)
     return found
 
 
-def data_error():
-    import rewards
-    return rewards.SandboxError
-
-
 def child(what, model, cwd):
-    """What a measurement prints, and its process's peak memory above that of a process that only imports torch and transformers"""
+    """What a measurement found, and its process's peak memory in MiB"""
     p = subprocess.run([sys.executable, __file__, "--child", what, "--model", str(model)], cwd=cwd, capture_output=True, text=True,
                        env={**os.environ, "TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"})
     if p.returncode:
