@@ -473,22 +473,22 @@ COLUMNS = ["val/pass@1", "pass@1", "pass@K", "pass@K-S", "reward@K-S", "prm@K-S"
 
 
 def table(runs: Sequence[Run]) -> str:
-    """A Markdown table: each run's first, last and best iteration (best by validation pass@1, not by the test set), and the mean over seeds.
+    """A Markdown table: the mean over seeds, then each run's first, last and best iteration (best by validation pass@1, not by the test set).
 
     Runs whose config.json differs in the seed alone are one group: mean ± standard error of their first and last iterations and of the gain.
     """
     names = [n for n in COLUMNS if any(value(r, n) is not None for run in runs for r in run.rows)]
     lines = [["run", "iteration", *names]]
     several = len({(r["eval_samples"], r["S"]) for run in runs for r in run.rows[:1]}) > 1
+    for label, group, _ in by_seed([run for run in runs if run.rows]):
+        ends = {n: [(a, b) for r in group if (a := value(r.rows[0], n)) is not None and (b := value(r.rows[-1], n)) is not None] for n in names}
+        for when, pick in (("first", lambda a, b: a), ("last", lambda a, b: b), ("gain", lambda a, b: b - a)) if len(group) > 1 else ():
+            lines.append([f"mean of {label}", when, *(_mean_cell(n, [pick(*e) for e in ends[n]], len(group)) for n in names)])
     for run in runs:
         name = run.name + (f" (K {run.rows[0]['eval_samples']}, S {run.rows[0]['S']})" if several and run.rows else "")
         ends = [("first", run.rows[0]), ("last", run.rows[-1]), ("best", max(run.rows, key=lambda r: r["val/pass@1"]))] if run.rows else []
         lines += [[name, f"{r['iter']} ({label})", *(_cell(n, value(r, n)) for n in names)] for label, r in ends]
         lines += [] if ends else [[name, "no metrics yet", *[""] * len(names)]]
-    for label, group, _ in by_seed([run for run in runs if run.rows]):
-        ends = {n: [(a, b) for r in group if (a := value(r.rows[0], n)) is not None and (b := value(r.rows[-1], n)) is not None] for n in names}
-        for when, pick in (("first", lambda a, b: a), ("last", lambda a, b: b), ("gain", lambda a, b: b - a)) if len(group) > 1 else ():
-            lines.append([f"mean of {label}", when, *(_mean_cell(n, [pick(*e) for e in ends[n]], len(group)) for n in names)])
     return markdown(lines)
 
 
