@@ -669,7 +669,8 @@ def replay_table(run: Run, again: Sequence[tuple[dict, dict]]) -> str:
 # The report: figures as data, each drawn once for the page and as PNG
 
 INK, STYLES = "#1b1f24", ["-", "--", "-.", ":"]
-COLOURS = ["#2f7fc1", "#e0722c", "#3a9a5b", "#c24f93", "#8a6fd1", "#a8862b", "#2aa3a3", "#d2514f", "#7d8590", "#6b8e23"]       # seen on white and on black
+COLOURS = ["#2f7fc1", "#e0722c", "#3a9a5b", "#c24f93", "#8a6fd1", "#a8862b", "#2aa3a3", "#d2514f", "#7d8590", "#6b8e23",
+           "#5d55d8", "#d8b500", "#e58fb5", "#14806f"]          # seen on white and on black
 
 
 class Line(NamedTuple):
