@@ -273,6 +273,11 @@ def ready(cfg: Config, have: Setup, out: Path | None = None) -> Path:
     """The folder of the task's PRM, made now where it is missing; cached under what it is made of, so that methods share it."""
     if not isinstance(cfg, PRMConfig):
         cfg = PRMConfig(**{**dataclasses.asdict(cfg), **{k: v for k, v in PRESETS[cfg.task].items() if k not in vars(cfg)}, "temperature": None})
+    if out:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise UserError(f"--out {out}: {e.strerror}") from None
     ready_labels, queries = [*read_annotations(cfg.annotations)] if cfg.annotations else None, have.splits.train   # before hours of SFT
     one = cfg.annotations and cfg.prm_start == "base"          # the evaluation's policy is all that it takes
     starts = bstar.sft(cfg, have.base, have.human, have.tokenizer, 1 if one else cfg.sft_epochs // max(1, cfg.start_epoch))
@@ -281,10 +286,6 @@ def ready(cfg: Config, have: Setup, out: Path | None = None) -> Path:
                [*mine, *"seed task temperature max_tokens max_length batch_size token_budget warmup clip chat".split()])]
     key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
     out = out or Path("runs/cache") / f"prm-{cfg.task}-{key}"
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"--out {out}: {e.strerror}") from None
     with bstar.one_at_a_time(out):
         if (out / "made_of").exists() and (out / "made_of").read_text() != key:
             raise UserError(f"--out {out} holds a PRM made of other settings, data or SFT checkpoints; choose another --out")
