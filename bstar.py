@@ -86,6 +86,8 @@ class Config:
     lr_end: float = 2e-7                   # the cosine's end
     warmup: float = 0.02                   # share of the schedule in linear warm-up
     clip: float = 1.0                      # gradient norm
+    optim: str = "adamw"                   # adamw (float32) | adamw8bit (torchao's, on bf16 weights with stochastic rounding: 6 instead of 16 bytes a parameter)
+    offload_optimizer: bool = False        # keep the optimizer's state in host memory while the engine samples
     # the balance [Sec. 3]
     temperature: float | None = None       # fixes T; default: 1.0, and the grid for bstar
     tau: float | None = None               # fixes tau; default: 0.0, and the grid for bstar
@@ -142,7 +144,7 @@ PRESETS["toy answer+oracle"] = dict(taus="1:1.9:0.1")
 PRESETS["toy answer+prm"] = dict(taus="0.2:1.9:0.1")
 
 
-MEMORY = {"token_budget", "sample_budget", "gradient_checkpointing", "gpu_memory"}           # may differ when a run goes on: it had run out of it
+MEMORY = {"token_budget", "sample_budget", "gradient_checkpointing", "gpu_memory", "offload_optimizer"}           # may differ when a run goes on: it had run out of it
 
 
 class Method(NamedTuple):
@@ -191,6 +193,11 @@ def check(cfg: Config) -> None:
     one_of("prm-format", cfg.prm_format, rewards.PRM_FORMATS)
     one_of("engine", cfg.engine, ("auto", "vllm", "hf"))
     one_of("chat", cfg.chat, ("auto", "on", "off"))
+    one_of("optim", cfg.optim, ("adamw", "adamw8bit"))
+    if cfg.optim == "adamw8bit" and not (find_spec("torchao") and any(map(shutil.which, ("g++", "c++", "clang++")))):
+        raise UserError("--optim adamw8bit: it needs torchao and a C++ compiler; pip install torchao==0.18.0 and install g++, or --optim adamw")
+    if cfg.offload_optimizer and not METHODS[cfg.method].inherit:
+        raise UserError(f"--offload-optimizer: --method {cfg.method} has no optimizer while it samples; leave the flag out")
     if cfg.engine == "vllm" and find_spec("vllm") is None:
         raise UserError("--engine vllm: vllm is not installed; pip install -r requirements.txt on a GPU node, or --engine hf")
     if (cfg.prm or cfg.prm_format != "own") and cfg.reward != "answer+prm":
@@ -305,12 +312,17 @@ def device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def load_policy(cfg: Config, model: str | Path, where: str = ""):
-    """The policy in float32 (plain bf16 weights lose most updates at lr 5e-6 to rounding), on the device or `where`."""
+def weights_dtype(cfg: Config):
+    """float32 (plain bf16 weights lose most updates at lr 5e-6 to rounding), or bf16 for adamw8bit, which rounds stochastically."""
     import torch
+    return torch.bfloat16 if cfg.optim == "adamw8bit" else torch.float32
+
+
+def load_policy(cfg: Config, model: str | Path, where: str = ""):
+    """The policy, on the device or `where`."""
     import transformers
     try:
-        policy = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        policy = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=weights_dtype(cfg))
     except Exception as e:                         # missing, truncated, of an unknown kind: a dozen exception types, one way out
         raise UserError(f"--model {model}: {data.hub_reason(e)}") from None
     for scaled in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
@@ -344,9 +356,19 @@ def load_tokenizer(model: str | Path):
 
 
 def adamw(policy, lr: float):
-    """AdamW in float32, fused; no weight decay (the paper names none)."""
+    """AdamW, fused; over bf16 weights torchao's, with moments of 8 bits and stochastic rounding. No weight decay (the paper names none)."""
     import torch
+    if policy.dtype == torch.bfloat16:
+        from torchao.optim import AdamW8bit
+        warnings.filterwarnings("ignore", message=".*_stable_hash_for_caching")      # of a cache of compiled code, from torchao's tensors
+        return AdamW8bit(policy.parameters(), lr=lr, betas=(0.9, 0.999), weight_decay=0.0, bf16_stochastic_round=True)
     return torch.optim.AdamW(policy.parameters(), lr=lr, betas=(0.9, 0.999), weight_decay=0.0, fused=True)
+
+
+def place(optimizer, where) -> None:
+    """Moves the moments to a device; the step counts, which torch and torchao keep where each wants them, stay."""
+    for state in optimizer.state.values():
+        state.update({k: v.to(where) for k, v in state.items() if v.dim()})
 
 
 @contextmanager
@@ -438,20 +460,27 @@ def n_parameters(model: str) -> int | None:
 def needs(cfg: Config, n: int, shape, gpu: bool) -> dict[str, int]:
     """Bytes that a run of n parameters holds at its peaks, from the model's config alone (`shape`; None: activations and KV cache are left out).
 
-    A layer keeps 16 h + 6 kv + 5 i numbers a token for its backward pass (h hidden, i intermediate, kv = key heads x head size), the head 3 a
-    vocabulary entry. Gradient checkpointing keeps the layers' inputs, and one layer with its gradients. 128 MiB are buffers and code. Counts fitted to
-    five real peaks on a CPU in float32 (31 to 135M parameters, all within 11 %); the KV cache, and bf16 on a GPU, are arithmetic.
+    A layer keeps 8 h + 2 kv + 4 i numbers a token for its backward pass (h hidden, i intermediate, kv = key heads x head size), of 4 bytes; in bf16
+    of 2, and 4 h bytes as its norms are float32, 14 h under autocast, where the residual stream is float32, each matrix casts its own input, and
+    the casts of the weights stay, too. The backward pass of the layer at work holds 3 i more, or the head 12 bytes a vocabulary entry, whichever is
+    more. Gradient checkpointing keeps the layers' inputs alone, and one layer. Sampling holds the cache, one layer of it twice, and under
+    autocast the weights' casts. 24 MiB are buffers, 128 MiB torch's compiler, which adamw8bit runs.
+    `python tests/bench.py --memory` sets this beside real peaks on a CPU; on a GPU it has not been compared.
     """
+    bf16 = cfg.optim == "adamw8bit"
+    size, mixed = 2 if bf16 else 4, gpu and not bf16
     stages = cfg.sft_epochs // max(1, cfg.start_epoch) if cfg.method == "sft" or cfg.reward == "answer+prm" and not cfg.prm else min(1, cfg.start_epoch)
-    found = {"weights": 4 * n, "gradients": 4 * n, "AdamW": 8 * n, "activations": 0, "KV cache": 0,
-             "disk": 12 * n * (5 + stages)}        # the last two checkpoints, the best, one in writing, one paused; the SFT's
+    found = {"weights": size * n, "gradients": size * n, "optimizer": int(2 * n * (1 + 4 / 256)) if bf16 else 8 * n, "activations": 0, "KV cache": 0}
+    found["disk"] = (found["weights"] + found["optimizer"]) * (5 + stages)          # the last two checkpoints, the best, one in writing, one paused; the SFT's
     if shape is not None:
-        h, L, size = shape.hidden_size, shape.num_hidden_layers, 2 if gpu else 4
+        h, i, L, V, number = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers, shape.vocab_size, 2 if gpu or bf16 else 4
         kv = getattr(shape, "num_key_value_heads", shape.num_attention_heads) * (getattr(shape, "head_dim", None) or h // shape.num_attention_heads)
-        layer = 16 * h + 6 * kv + 5 * shape.intermediate_size
-        kept = L * h + 2 * layer if cfg.gradient_checkpointing else L * layer
-        found["activations"] = max(cfg.token_budget, cfg.max_length) * (size * kept + 12 * shape.vocab_size) + 2**27
-        found["KV cache"] = size * max(cfg.sample_budget, cfg.max_tokens) * 2 * L * kv
+        layer = number * (8 * h + 2 * kv + 4 * i) + (14 * mixed + 4 * bf16) * h
+        last = 12 * V + 16 * h
+        kept = L * size * h + max(last, layer + 3 * number * i) if cfg.gradient_checkpointing else L * layer + max(last, 3 * number * i)
+        casts = mixed * 2 * (V * h if cfg.gradient_checkpointing else n)
+        found["activations"] = max(cfg.token_budget, cfg.max_length) * kept + casts + 3 * 2**23 + bf16 * 2**27
+        found["KV cache"] = number * max(cfg.sample_budget, cfg.max_tokens) * 2 * (L + 1) * kv + mixed * 2 * n
     return found
 
 
@@ -460,6 +489,8 @@ def fits(cfg: Config) -> None:
 
     raises UserError  naming the flags that would make it fit; SystemExit after --preflight
     """
+    if cfg.offload_optimizer and device() == "cpu":
+        raise UserError("--offload-optimizer: without a GPU the optimizer is in host memory all the time; leave the flag out")
     if cfg.reward == "tests":                      # fails closed, hours before the first program
         rewards.run_unit_tests("", {"inputs": [""], "outputs": [""]}, unsafe=cfg.unsafe_code)
     n = n_parameters(cfg.model) if cfg.model else None
@@ -472,26 +503,31 @@ def fits(cfg: Config) -> None:
     gpu = torch.cuda.is_available()
     have = torch.cuda.get_device_properties(0).total_memory if gpu else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     need = needs(cfg, n, transformers.AutoConfig.from_pretrained(cfg.model) if Path(cfg.model).is_dir() else None, gpu)
-    state, hf = 16 * n, cfg.engine == "hf" or not gpu
-    train, draw = state + need["activations"], 12 * n + need["KV cache"] * hf
+    state, hf = need["weights"] + need["gradients"] + need["optimizer"], cfg.engine == "hf" or not gpu
+    train, draw = state + need["activations"], beside(cfg, need) + need["KV cache"] * hf
     where = next(p for p in [Path(cfg.out).resolve(), *Path(cfg.out).resolve().parents] if p.exists())
     there = sum(f.stat().st_size for root in (Path(cfg.out) / "checkpoints", Path("runs/cache")) for f in root.rglob("*") if f.is_file())
     free, gib = shutil.disk_usage(where).free, lambda x: f"{x / 2**30:.3g} GiB"
-    print(f"preflight | {n / 1e9:.3g}B parameters | training {gib(train)}: " + ", ".join(f"{k} {gib(need[k])}" for k in ("weights", "gradients", "AdamW", "activations") if need[k])
+    print(f"preflight | {n / 1e9:.3g}B parameters | training {gib(train)}: " + ", ".join(f"{k} {gib(need[k])}" for k in ("weights", "gradients", "optimizer", "activations") if need[k])
           + f" | sampling {gib(draw)}" + (f": KV cache {gib(need['KV cache'])}" * bool(need["KV cache"]) if hf else " and vLLM in what is left")
-          + f" | this machine has {gib(have)}{' on its GPU' if gpu else ''} | host {gib(12 * n if gpu else max(train, draw))} | disk {gib(need['disk'])}, free {gib(free)}", flush=True)
+          + f" | this machine has {gib(have)}{' on its GPU' if gpu else ''} | host {gib(need['weights'] + need['optimizer'] if gpu else max(train, draw))} | disk {gib(need['disk'])}, free {gib(free)}", flush=True)
     if state > have or not gpu and n > 2e9 and cfg.engine != "hf":
-        raise UserError(f"--model {cfg.model}: training {n / 1e9:.2g}B parameters needs {state / 2**30:.0f} GiB (float32 weights, gradients, AdamW); this "
-                        f"machine has {have / 2**30:.0f} GiB{' on its GPU' if gpu else ' and no GPU'}: take a larger GPU, or a smaller --model "
-                        f"(up to {have / 16e9:.1g}B){'' if gpu else ' with --engine hf'}")
+        raise UserError(f"--model {cfg.model}: training {n / 1e9:.2g}B parameters needs {state / 2**30:.0f} GiB (weights, gradients, --optim {cfg.optim}); this "
+                        f"machine has {have / 2**30:.0f} GiB{' on its GPU' if gpu else ' and no GPU'}: take a larger GPU, "
+                        f"{'--optim adamw8bit, ' * (cfg.optim == 'adamw')}or a smaller --model (up to {have * n / state / 1e9:.1g}B){'' if gpu else ' with --engine hf'}")
     for what, total, flags in (("training", train, f"--token-budget {cfg.token_budget}" + ("" if cfg.gradient_checkpointing else ", or take --gradient-checkpointing")),
-                               ("sampling", draw, f"--sample-budget {cfg.sample_budget}")):
+                               ("sampling", draw, f"--sample-budget {cfg.sample_budget}" + ", or take --offload-optimizer" * (gpu and beside(cfg, need) > need["weights"]))):
         if total > have:
             raise UserError(f"--model {cfg.model}: {what} needs {gib(total)} of {gib(have)}; lower {flags}")
     if need["disk"] - there > free:
         raise UserError(f"--out {cfg.out}: its checkpoints need {gib(need['disk'] - there)} more on the disk, {gib(free)} are free; take another --out, or free some")
     if cfg.preflight:
         sys.exit(0)
+
+
+def beside(cfg: Config, need: dict[str, int]) -> int:
+    """Bytes of the trainer that stay on the device while the engine samples: the weights, and where the method inherits it the optimizer."""
+    return need["weights"] + need["optimizer"] * (METHODS[cfg.method].inherit and not cfg.offload_optimizer)
 
 
 @contextmanager
@@ -638,6 +674,8 @@ class VLLMEngine:
         The weights are state_dict's: named_parameters would name tied embeddings once and leave lm_head stale.
         """
         if self.gpu and not self.awake:
+            import torch
+            torch.cuda.empty_cache()                                               # vLLM's memory is not torch's: what training has freed goes back first
             self.llm.wake_up(tags=["weights"])
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(policy.state_dict().items())})
         if self.gpu and not self.awake:
@@ -733,16 +771,18 @@ def stop_ids(tokenizer, model: str | Path) -> list[int]:
     return list(dict.fromkeys([tokenizer.eos_token_id, *more]))
 
 
-def gpu_share(model: str | Path) -> float:
-    """What the trainer leaves of the GPU while vLLM is awake: float32 weights and AdamW's moments (12 bytes a parameter) and 8 GiB stay."""
+def gpu_share(cfg: Config, model: str | Path) -> float:
+    """What the trainer leaves of the GPU while vLLM is awake: its weights, its optimizer (see `beside`) and 8 GiB stay."""
     import torch
     n, total = n_parameters(str(model)), torch.cuda.get_device_properties(0).total_memory if device() == "cuda" else 0
     if not total or n is None:
         return 0.4
-    share = (total - 12 * n - 2**33) / total
+    need = needs(cfg, n, None, True)
+    held = beside(cfg, need)
+    share = (total - held - 2**33) / total
     if share * total < 2.5 * n:
-        raise UserError(f"--model {model}: beside {12 * n / 2**30:.0f} GiB of weights and optimizer vLLM has no room on a GPU of {total / 2**30:.0f} GiB; "
-                        "take a larger GPU, a smaller --model, or --engine hf")
+        raise UserError(f"--model {model}: beside {held / 2**30:.0f} GiB of weights and optimizer vLLM has no room on a GPU of {total / 2**30:.0f} GiB; "
+                        f"take a larger GPU, {'--offload-optimizer, ' * (held > need['weights'])}a smaller --model, or --engine hf")
     return round(share, 3)
 
 
@@ -751,8 +791,8 @@ def make_engine(cfg: Config, tokenizer, model: str | Path):
     stops = stop_ids(tokenizer, model)
     if cfg.engine == "hf" or cfg.engine == "auto" and not (device() == "cuda" and find_spec("vllm")):
         return HFEngine(tokenizer, stops, cfg.sample_budget)
-    return VLLMEngine(model, tokenizer, dtype="bfloat16" if device() == "cuda" else "float32", seed=cfg.seed, stop_ids=stops,
-                      max_model_len=cfg.max_length + cfg.max_tokens, gpu_memory=cfg.gpu_memory or gpu_share(model))
+    return VLLMEngine(model, tokenizer, dtype="bfloat16" if device() == "cuda" or cfg.optim == "adamw8bit" else "float32", seed=cfg.seed, stop_ids=stops,
+                      max_model_len=cfg.max_length + cfg.max_tokens, gpu_memory=cfg.gpu_memory or gpu_share(cfg, model))
 
 
 def use_chat(cfg: Config, tokenizer) -> bool:
@@ -931,8 +971,9 @@ def train(policy, optimizer, examples: list[tuple[list[int], int]], steps: range
         if i < log["done"]:
             continue
         with data.unbroken() as asked:
+            torch.manual_seed(seed_of(seed, i))    # stochastic rounding and dropout draw from it: a step draws the same, however the run came to it
             for group in optimizer.param_groups:
-                group["lr"] = rate(step)
+                group["lr"] = torch.tensor(rate(step)) if torch.is_tensor(group["lr"]) else rate(step)
             loss = accumulate(policy, batch, cfg.token_budget)
             norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip).item()
             if math.isfinite(loss + norm):
@@ -1010,7 +1051,7 @@ def sft(cfg: Config, base: str, examples: list[tuple[list[int], int]], tokenizer
     if not examples:
         raise UserError("no human solutions to fine-tune on; --start-epoch 0 starts from the model as it is")
     parts = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(Path(base).iterdir())] if Path(base).is_dir() else []
-    made_of = (base, parts, examples, [getattr(cfg, n) for n in "seed sft_epochs start_epoch sft_lr lr_end warmup clip batch_size".split()])
+    made_of = (base, parts, examples, [getattr(cfg, n) for n in "seed sft_epochs start_epoch sft_lr lr_end warmup clip batch_size optim".split()])
     folder = Path("runs/cache") / f"sft-{cfg.task}-{hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]}"
     paths = [folder / f"epoch_{(i + 1) * cfg.start_epoch}" for i in range(stages)]
     per_stage = cfg.start_epoch * math.ceil(len(examples) / cfg.batch_size)
@@ -1171,12 +1212,15 @@ def improve(policy, optimizer, kept: list[tuple[Query, str]], base: str, tokeniz
         policy.load_state_dict(load_policy(cfg, base, "cpu").state_dict())
     if optimizer is None or not method.inherit:
         optimizer = adamw(policy, cfg.lr)
+    place(optimizer, policy.device)
     first = (t - 1) * cfg.steps_per_iter if method.inherit else 0
     n_steps = start_steps + t * cfg.steps_per_iter if method.from_base else cfg.steps_per_iter
     horizon = cfg.num_iters * cfg.steps_per_iter if method.inherit else n_steps
     peak = cfg.sft_lr if method.from_base else cfg.lr
     log = train(policy, optimizer, examples, range(first, first + n_steps), lambda s: cosine(s, horizon, peak, cfg.lr_end, cfg.warmup), cfg,
                 seed_of(cfg.seed, t, "train"), f"train {t}")
+    if cfg.offload_optimizer:
+        place(optimizer, "cpu")
     return policy, optimizer if method.inherit else None, log
 
 
@@ -1333,6 +1377,8 @@ def resume(cfg: Config, out: Path, starts: Sequence[Path], n_done: int):
     policy = load_policy(cfg, folder(c))
     optimizer = adamw(policy, cfg.lr) if METHODS[cfg.method].inherit else None
     log = load_trainer(folder(c), optimizer)
+    if cfg.offload_optimizer:
+        place(optimizer, "cpu")
     return (policy, optimizer, c, log) if c == n_done else (policy, optimizer, c + 1, None)
 
 

@@ -55,7 +55,7 @@ class PRMConfig(Config):
 # a random base knows nothing that one epoch could bring out, so the toy's PRM starts from its SFT model
 TOY = dict(prm_queries=8000, solutions=4, completions=4, prm_epochs=1, prm_lr=2e-3, prm_start="sft", separator=";")
 PRESETS = {**bstar.PRESETS, "toy": {**bstar.PRESETS["toy"], **TOY}}
-OF_THE_LOOP = ("method reward prm prm_format num_iters queries_per_iter K steps_per_iter lr tau temperatures taus balance_queries eval_queries "
+OF_THE_LOOP = ("method reward prm prm_format offload_optimizer num_iters queries_per_iter K steps_per_iter lr tau temperatures taus balance_queries eval_queries "
                "eval_samples S").split()
 
 
@@ -220,7 +220,7 @@ def new_prm(start: Path | str, tokenizer, template: str, cfg: PRMConfig) -> PRM:
     import torch
     import transformers
     torch.manual_seed(bstar.seed_of(cfg.seed, "prm head"))
-    model = transformers.AutoModelForTokenClassification.from_pretrained(start, dtype=torch.float32, num_labels=2, id2label={0: "-", 1: "+"})
+    model = transformers.AutoModelForTokenClassification.from_pretrained(start, dtype=bstar.weights_dtype(cfg), num_labels=2, id2label={0: "-", 1: "+"})
     if cfg.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     tokenizer.init_kwargs.update(step_separator=cfg.separator, prompt_template=template)
@@ -283,7 +283,7 @@ def ready(cfg: Config, have: Setup, out: Path | None = None) -> Path:
     starts = bstar.sft(cfg, have.base, have.human, have.tokenizer, 1 if one else cfg.sft_epochs // max(1, cfg.start_epoch))
     mine = [f.name for f in dataclasses.fields(PRMConfig) if f.name not in {g.name for g in dataclasses.fields(Config)}]
     made_of = [*map(str, starts), [(q.text, q.gold) for q in queries], *(ready_labels or []), *(getattr(cfg, n) for n in
-               [*mine, *"seed task temperature max_tokens max_length batch_size token_budget warmup clip chat".split()])]
+               [*mine, *"seed task temperature max_tokens max_length batch_size token_budget warmup clip chat optim".split()])]
     key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
     out = out or Path("runs/cache") / f"prm-{cfg.task}-{key}"
     with bstar.one_at_a_time(out):

@@ -1,9 +1,10 @@
-"""Ours against the usual way, side by side: python tests/bench.py [--quick] writes BENCHMARKS.md.
+"""Ours against the usual way, side by side: python tests/bench.py [--quick] writes BENCHMARKS.md; --memory prints the preflight beside real peaks.
 
 Each measurement is a process of its own, the two sides of a ratio take turns, and medians are compared: a busy machine slows both. TRL and vLLM are
 measured where they are installed (pip install trl; vLLM's row needs an environment of its own on a CPU, see .ci/run).
 """
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -198,10 +199,64 @@ def graders(_):
     return found
 
 
-def child(what, model, cwd):
+def shape(kind, vocab, width, inner, layers, heads, keys):
+    return dict(model_type=kind, vocab_size=vocab, hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
+                num_key_value_heads=keys, tie_word_embeddings=kind == "qwen2", bos_token_id=None, eos_token_id=None)
+
+
+MEMORY = {                                 # none of these was looked at while the counts of bstar.needs were made
+    "train": [(shape("llama", 3000, 320, 880, 10, 5, 5), 192, "--token-budget 1536"), (shape("llama", 24000, 448, 1200, 5, 7, 1), 256, "--token-budget 1024 --gradient-checkpointing"),
+              (shape("qwen2", 6000, 512, 2560, 7, 8, 2), 512, "--token-budget 2048"), (shape("mistral", 1000, 896, 2400, 4, 14, 7), 128, "--token-budget 2048 --gradient-checkpointing"),
+              (shape("llama", 5000, 512, 1408, 8, 8, 4), 256, "--token-budget 2048 --optim adamw8bit"),
+              (shape("qwen2", 9000, 640, 1760, 6, 10, 5), 512, "--token-budget 4096 --optim adamw8bit --gradient-checkpointing")],
+    "draw": [(shape("llama", 3000, 320, 880, 10, 5, 5), 64, "--sample-budget 16384 --max-tokens 64"), (shape("qwen2", 6000, 512, 2560, 7, 8, 2), 96, "--sample-budget 32768 --max-tokens 32"),
+             (shape("mistral", 5000, 512, 1408, 8, 8, 4), 128, "--sample-budget 32768 --max-tokens 64 --optim adamw8bit")]}
+
+
+def memory(spec):
+    """MiB by which a step of training (its second micro-batch: gradients and moments are there), or sampling, raises the peak of a fresh process, and what the preflight says"""
+    import bstar
+    import torch
+    import transformers
+    what, kind, length, flags = json.loads(spec)
+    cfg, kind = config("--batch-size", "1", "--max-length", str(length), *flags.split()), transformers.AutoConfig.for_model(**kind)
+    with torch.device("meta"):
+        bstar.adamw(transformers.AutoModelForCausalLM.from_config(kind, dtype=bstar.weights_dtype(cfg)), 1.0)       # the code for all this is not the model's
+    now = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    code = now()
+    policy = transformers.AutoModelForCausalLM.from_config(kind, dtype=bstar.weights_dtype(cfg))
+    need = bstar.needs(cfg, policy.num_parameters(), kind, False)
+    if what == "train":
+        if cfg.gradient_checkpointing:
+            policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        optimizer, rows = bstar.adamw(policy, 1e-5), 2 * cfg.token_budget // length
+        for batch in (1, rows):
+            bstar.train(policy, optimizer, [([5] * (length if batch > 1 else 8), 1)] * batch, range(1), lambda s: 1e-5, dataclasses.replace(cfg, batch_size=batch), 0, "memory")
+        said = need["weights"] + need["gradients"] + need["optimizer"] + need["activations"]
+    else:
+        engine = bstar.HFEngine(type("Words", (), {"batch_decode": staticmethod(lambda rows, **_: [""] * len(rows))}), [4], cfg.sample_budget)
+        engine.wake(policy)
+        engine.sample([[5] * length], cfg.sample_budget // (length + cfg.max_tokens), 1.0, cfg.max_tokens, 0)
+        said = need["weights"] + need["KV cache"]
+    return {"said": said / 2**20, "held": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - code / 2**20, "code": code / 2**20, "parameters": policy.num_parameters()}
+
+
+def compare_memory():
+    """Prints a row a model; glibc keeps freed tensors of less than 32 MiB for later, so peaks are taken where it gives them back, and as it is without"""
+    print("| what | parameters, M | flags | preflight, MiB | peak, MiB | preflight / peak | peak as glibc leaves it, MiB |\n|---|---|---|---|---|---|---|")
+    for what, models in MEMORY.items():
+        for kind, length, flags in models:
+            if "8bit" not in flags or find_spec("torchao"):
+                spec = json.dumps([what, kind, length, flags])
+                a, b = child("memory", spec, ROOT, MALLOC_MMAP_THRESHOLD_="131072"), child("memory", spec, ROOT)
+                print(f"| {what}, {kind['model_type']} {kind['num_hidden_layers']} x {kind['hidden_size']}, vocabulary {kind['vocab_size']} | {a['parameters'] / 1e6:.1f} | {flags} | {a['said']:.0f} "
+                      f"| {a['held']:.0f} | {a['said'] / a['held']:.2f} | {b['held']:.0f} |", flush=True)
+
+
+def child(what, model, cwd, **env):
     """What a measurement found, and its process's peak memory in MiB"""
     p = subprocess.run([sys.executable, __file__, "--child", what, "--model", str(model)], cwd=cwd, capture_output=True, text=True,
-                       env={**os.environ, "TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"})
+                       env={**os.environ, "TQDM_DISABLE": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **env})
     if p.returncode:
         sys.exit(f"{what}: {p.stderr[-3000:]}")
     return json.loads(p.stdout.splitlines()[-1])
@@ -210,6 +265,7 @@ def child(what, model, cwd):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one turn instead of three")
+    parser.add_argument("--memory", action="store_true", help="the preflight's counts beside real peaks, and nothing else")
     parser.add_argument("--out", type=Path, default=ROOT / "BENCHMARKS.md")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
@@ -217,6 +273,8 @@ def main(argv=None):
     if args.child:
         found = globals()[args.child](args.model)
         return print("\n" + json.dumps({**found, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+    if args.memory:
+        return compare_memory()
     turns, lines = 1 if args.quick else 3, []
     with tempfile.TemporaryDirectory() as tmp:
         big, small = Path(tmp, "big"), Path(tmp, "small")
