@@ -213,7 +213,7 @@ def test_code_fails_closed_before_anything_is_loaded(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what, flags", [("train", "--token-budget 2048"), ("train", "--token-budget 4096 --gradient-checkpointing"), ("draw", "--sample-budget 32768 --max-tokens 32"),
+@pytest.mark.parametrize("what, flags", [("train", "--token-budget 2048"), ("train", "--token-budget 2048 --gradient-checkpointing"), ("draw", "--sample-budget 32768 --max-tokens 8"),
                                          pytest.param("train", "--token-budget 4096 --optim adamw8bit", marks=torchao)])
 def test_what_the_preflight_says_is_the_peak_of_a_real_process_within_15_percent(what, flags):
     found = bench.child("memory", json.dumps([what, bench.shape("llama", 2000, 384, 1056, 6, 6, 2), 128, flags]), ROOT, OMP_NUM_THREADS="1", MALLOC_MMAP_THRESHOLD_="131072")
