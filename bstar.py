@@ -275,7 +275,8 @@ def open_run(cfg: Config) -> Path:
         raise UserError(f"--out {out}: {e.strerror}") from None
     open_run.locks = [*getattr(open_run, "locks", []), lock]        # held until the process ends
     mine = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in ("out", "preflight")}
-    if (out / "config.json").exists():
+    theirs = None
+    if (out / "config.json").exists() and any(f.name not in ("lock", "config.json") for f in out.iterdir()):       # a start that failed holds nothing
         try:
             theirs = json.loads((out / "config.json").read_text())
         except ValueError:
@@ -284,7 +285,7 @@ def open_run(cfg: Config) -> Path:
         if differing:
             said = ", ".join(f"{k} {theirs.get(k)!r} -> {mine.get(k)!r}" for k in differing)
             raise UserError(f"--out {out} holds a run with another config ({said}); choose another --out")
-    if not (out / "config.json").exists() or mine != theirs:
+    if mine != theirs:
         write(out / "config.json", (json.dumps(mine, indent=2) + "\n").encode())
     return out
 

@@ -1,11 +1,11 @@
 """Could the balancer choose with a quarter of its samples?  python results/race.py runs/toy-bstar-*-[123]: the table of RESULTS "Racing the temperatures"."""
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import data
 import metrics
 
 
@@ -48,11 +48,13 @@ def race(effect, order, z):
 def main(runs):
     rng, effects = np.random.default_rng(0), []
     for run in map(Path, runs):
-        c = json.loads((run / "config.json").read_text())
+        c = metrics.read_run(run).config
         for file in sorted((run / "samples").glob("balance_*.npz")):
             d = np.load(file)
             n_star = -(-c["steps_per_iter"] * c["batch_size"] // c["queries_per_iter"])
             effects.append(np.stack([metrics.effects(*x, metrics.grid("taus", c["taus"]), n_star)[0] for x in zip(d["reward"], d["correct"], d["text"])]))
+    if not effects:
+        raise data.UserError(f"{' '.join(runs)}: no samples/balance_*.npz; a run of --method bstar leaves them")
     resampled = {Q: [e[:, rng.integers(e.shape[1], size=Q)] for e in effects] for Q in (600, 2400)}
     print(f"{len(effects)} decisions\n\n| chosen with | within 0.005 | mean gap | 600 questions | 2,400 questions |\n|---|---|---|---|---|")
     for name, choose in (("a quarter of the questions", quarter), ("successive halving", halving), *((f"race, z = {z}", lambda e, o, z=z: race(e, o, z)) for z in (1, 2))):
@@ -75,4 +77,4 @@ def main(runs):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or sys.exit(__doc__))
+    data.run(lambda: main(sys.argv[1:] or sys.exit(__doc__)))

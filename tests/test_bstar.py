@@ -655,6 +655,13 @@ def test_a_finished_run_says_so_and_another_config_is_refused(reference):
     assert p.returncode == 2 and "K 4 -> 8" in p.stderr and "lr 0.001 -> 0.5" in p.stderr
 
 
+def test_a_start_that_failed_does_not_hold_its_folder(tmp_path):
+    for model in ("nope", "nor-this"):
+        p = cli(*TINY, "--out", "run", "--model", model, cwd=tmp_path)
+        assert p.returncode == 2 and f"--model {model}" in p.stderr.splitlines()[-1], p.stderr
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["model"] == "nor-this"
+
+
 def test_the_same_command_gives_the_same_bits(reference, tmp_path):
     finished(tmp_path, "again")
     for name in ("metrics.jsonl", "ledger.jsonl", "samples/iter_2.jsonl.gz"):
