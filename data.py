@@ -394,6 +394,9 @@ def read_sets(cfg, make: Callable[[str, dict], Query], train: list[tuple], tests
 
     train, tests  (name, config, split) on the hub; a test file is a test set of its own, under its name without endings
     """
+    for p in filter(None, f"{cfg.train_file},{cfg.test_file}".split(",")):
+        if not Path(p).is_file():              # told before anything is fetched
+            raise UserError(f"no such file: {p}")
     if cfg.test_file:
         paths = {Path(p).name.split(".")[0]: p for p in cfg.test_file.split(",")}
         if len(paths) < len(cfg.test_file.split(",")) or paths.keys() & {"train", "val", "pool", "selected"}:

@@ -126,7 +126,7 @@ def cli(*flags, cwd, **env):
 
 
 @pytest.mark.parametrize("flags, said", [
-    ("--task chess", "--task chess"), ("--task gsm8k --model nobody/none-1M --train-file none.jsonl --test-file none.jsonl", "no such file: none.jsonl"),
+    ("--task chess", "--task chess"), ("--task gsm8k --model nobody/none-1M --train-file none.jsonl", "no such file: none.jsonl"),
     ("--task gsm8k --model .", "--model .: Unrecognized model"),
     ("--task math", "104 GiB|--engine hf|smaller --model"), ("--engine vllm", "vllm is not installed"),
     ("--task gsm8k --model nobody/none-1M", "hub"),
