@@ -335,13 +335,13 @@ def load_policy(cfg: Config, model: str | Path, where: str = ""):
 
 
 def settle(cfg: Config) -> None:
-    """transformers' own bars and warnings off, ours say what a user needs; and the toy, too small for two threads, on one unless told otherwise."""
+    """transformers' own bars and warnings off, ours say what a user needs; and the toy, too small for more, on two threads unless told otherwise."""
     import torch
     import transformers
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     if not cfg.model and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
+        torch.set_num_threads(min(2, os.cpu_count()))
 
 
 def load_tokenizer(model: str | Path):
