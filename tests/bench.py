@@ -117,13 +117,36 @@ def sample_bare(model):
     return {"rate": int((new != 0).sum()) / (time.perf_counter() - start)}
 
 
+def vllm_engine(model, gpu_memory=0.3):
+    import bstar
+    return bstar.VLLMEngine(model, bstar.load_tokenizer(model), dtype="float32" if bstar.device() == "cpu" else "bfloat16", seed=0, stop_ids=[2], max_model_len=256, gpu_memory=gpu_memory,
+                            cpu_kv_gib=1)
+
+
+def vllm_both(model):
+    """Seconds of our vLLM engine and of its LLM.generate by itself, three turns each, on 32 prompts x 16 responses of at most 96 tokens, the same ones"""
+    import bstar
+    import numpy as np
+    from vllm import SamplingParams
+    engine, ids, seconds, first = vllm_engine(model), prompts(32), [[], []], int(np.random.SeedSequence(0).generate_state(1)[0])      # the engine's own seeds
+    engine.wake(bstar.load_policy(config(), model))
+    bare = lambda: engine.llm.generate([{"prompt_token_ids": x} for x in ids], [SamplingParams(n=16, temperature=1.0, max_tokens=96, seed=first + 16 * i, stop_token_ids=[2], ignore_eos=True, detokenize=False)
+                                                                                for i in range(len(ids))], use_tqdm=False)
+    tokens = sum(len(o.token_ids) for out in bare() for o in out.outputs)
+    for _ in range(3):
+        for f, found in ((lambda: engine.sample(ids, 16, 1.0, 96, 0), seconds[0]), (bare, seconds[1])):
+            start = time.perf_counter()
+            f()
+            found.append(time.perf_counter() - start)
+    return {"rate": tokens / statistics.median(seconds[0]), "bare": tokens / statistics.median(seconds[1]), "ratio": statistics.median(b / a for a, b in zip(*seconds))}
+
+
 def swap(model):
     """Seconds of vLLM taking the policy's weights in place, and of writing a checkpoint and building an engine from it"""
     import bstar
     cfg, tokenizer = config(), bstar.load_tokenizer(model)
     policy = bstar.load_policy(cfg, model)
-    build = lambda: bstar.VLLMEngine(model, tokenizer, dtype="float32" if bstar.device() == "cpu" else "bfloat16", seed=0, stop_ids=[2], max_model_len=256, gpu_memory=0.3, cpu_kv_gib=1)
-    engine, seconds = build(), []
+    engine, seconds = vllm_engine(model), []
     for _ in range(3):
         start = time.perf_counter()
         engine.wake(policy)
@@ -131,7 +154,7 @@ def swap(model):
         engine.sleep()
     start = time.perf_counter()
     bstar.save_checkpoint(Path(model) / "swap", policy, tokenizer, None, {})
-    build()
+    vllm_engine(model)
     return {"swap": statistics.median(seconds), "disk": time.perf_counter() - start}
 
 
@@ -303,6 +326,8 @@ def main(argv=None):
         pick, ratio = versus("sample_ours", "sample_bare", small)
         row("sampling, 16 x 16 responses of 1 to 96 tokens: tokens/s, against `model.generate`", *(f"{x:.0f}" for x in pick("rate")), f"{ratio:.2f}")
         if find_spec("vllm"):
+            s = child("vllm_both", small, tmp)
+            row("sampling with vLLM, 32 x 16 responses of 1 to 96 tokens: tokens/s, against `LLM.generate` by itself", f"{s['rate']:.0f}", f"{s['bare']:.0f}", f"{s['ratio']:.2f}")
             s = child("swap", big, tmp)
             row("weights into vLLM: seconds in place, against a checkpoint and a new engine", f"{s['swap']:.3f}", f"{s['disk']:.1f}", f"{s['disk'] / s['swap']:.0f}")
         else:
