@@ -58,7 +58,7 @@ class Config:
     method: str = "bstar"                  # sft | rest-em | iterative-rft | online-rft | bstar [App. B]
     reward: str = "answer"                 # answer ("w/o RM") | answer+prm ("w/ RM") | tests (code) | answer+oracle (the toy's exact step checker) [Sec. 2.3]
     model: str = ""                        # base model: hub name or folder; empty for the toy, whose base is made on the spot
-    seed: int = 0                          # of everything but the toy's questions
+    seed: int = 0                          # of everything but the toy's questions and base
     out: str = ""                          # run folder; default runs/TASK-METHOD-REWARD-SEED
     prm: str = ""                          # process reward model, hub name or folder; empty = train_prm.py's for this task, trained if there is none
     prm_format: str = "own"                # own (two-label token classification, as TRL's) | shepherd | qwen (Math-Shepherd's and Qwen2.5-Math-PRM's)
@@ -69,9 +69,10 @@ class Config:
     chat: str = "auto"                     # auto | on | off: prompts through the tokenizer's chat template; auto = where there is one
     val_queries: int = 500                 # held out to choose checkpoints on [App. A]
     unsafe_code: bool = False              # run model-written programs even where Landlock or seccomp is missing (--task code)
-    toy_max_ops: int = 4                   # operations in the toy's longest stories
-    toy_queries: int = 20000               # training questions of the toy ...
-    toy_solutions: int = 3000              # ... of which so many show a solution (the SFT set)
+    toy_max_ops: int = 5                   # operations in the toy's longest stories
+    toy_texts: int = 32000                 # what its base model has read: so many solutions by careless authors
+    toy_queries: int = 20000               # its training questions ...
+    toy_solutions: int = 500               # ... of which so many, mostly easy ones, show a careful solution (the SFT set)
     # the start [App. A]
     sft_epochs: int = 3                    # of the SFT baseline, one cosine schedule
     start_epoch: int = 1                   # the SFT checkpoint that self-training starts from, iteration 0; 0 = the model as it is
@@ -125,8 +126,8 @@ class Config:
 
 
 PRESETS = {
-    "toy": dict(reward="answer+prm", toy_max_ops=5, toy_solutions=9000, sft_lr=3e-3, num_iters=4, queries_per_iter=1000, K=16, steps_per_iter=80,
-                batch_size=32, lr=1e-3, lr_end=1e-4, balance_queries=60, max_tokens=64, max_length=160, eval_queries=200, val_queries=200,
+    "toy": dict(reward="answer+prm", sft_lr=3e-4, num_iters=4, queries_per_iter=500, K=16, steps_per_iter=80,
+                batch_size=32, lr=3e-4, lr_end=1e-4, balance_queries=60, max_tokens=64, max_length=160, eval_queries=200, val_queries=200,
                 token_budget=4096),
     "gsm8k": dict(model="mistralai/Mistral-7B-v0.1", max_tokens=512, gradient_checkpointing=True, token_budget=8192),
     "math": dict(model="mistralai/Mistral-7B-v0.1", gradient_checkpointing=True, token_budget=8192),
@@ -141,7 +142,7 @@ PRESETS = {
 # Query effect counts right answers, however they were reached (the paper's footnote 1): on the paper's grid, -1..1, the balancer takes the lowest
 # tau that keeps wrong answers out, and so every lucky guess. With r = 1 + r_prm, above tau means p > tau / 2 for a right answer's lowest step.
 PRESETS["toy answer+oracle"] = dict(taus="1:1.9:0.1")
-PRESETS["toy answer+prm"] = dict(taus="0.2:1.9:0.1")
+PRESETS["toy answer+prm"] = dict(taus="0.6:1.9:0.1")
 
 
 MEMORY = {"token_budget", "sample_budget", "gradient_checkpointing", "gpu_memory", "offload_optimizer"}           # may differ when a run goes on: it had run out of it
@@ -212,7 +213,7 @@ def check(cfg: Config) -> None:
         raise UserError(f"--unsafe-code: --task {cfg.task} runs no programs")
     for name, low in dict(num_iters=1, K=1, S=1, steps_per_iter=1, batch_size=1, eval_samples=0, sft_epochs=0, start_epoch=0, max_tokens=1,
                           balance_queries=1, queries_per_iter=0, eval_queries=0, val_queries=1, chunk=1, token_budget=1, sample_budget=1,
-                          toy_max_ops=2, toy_queries=10, toy_solutions=1, max_length=2).items():
+                          toy_max_ops=2, toy_texts=1, toy_queries=10, toy_solutions=1, max_length=2).items():
         if getattr(cfg, name) < low:
             raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: expected at least {low}")
     for name, low, high in (("lr", 1e-12, 1e3), ("sft_lr", 1e-12, 1e3), ("clip", 1e-12, math.inf), ("lr_end", 0, 1e3), ("warmup", 0, 1),
@@ -234,8 +235,6 @@ def check(cfg: Config) -> None:
         raise UserError(f"--start-epoch {cfg.start_epoch}: expected at most --sft-epochs {cfg.sft_epochs}")
     if cfg.method == "sft" and (cfg.start_epoch == 0 or cfg.sft_epochs % cfg.start_epoch):
         raise UserError(f"--method sft: expected --sft-epochs (now {cfg.sft_epochs}) to be a multiple of --start-epoch (now {cfg.start_epoch})")
-    if cfg.start_epoch == 0 and cfg.task == "toy":
-        raise UserError("--start-epoch 0: the toy's base model is random, it needs SFT first")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1020,15 +1019,19 @@ def drop_long_prompts(splits: Splits, prompt: Callable[[Query], list[int]], cfg:
 
 
 def base_model(cfg: Config) -> str:
-    """The base model: --model, or the toy's, made on the spot."""
+    """The base model: --model, or the toy's, the same for all seeds: a tiny Llama that has read `data.toy_text` once, made on the spot and cached."""
     if cfg.model:
         return cfg.model
-    folder = Path("runs/cache") / f"toy-base-{cfg.seed}"
+    folder = Path("runs/cache") / f"toy-base-{cfg.toy_max_ops}-{cfg.toy_texts}"
     with one_at_a_time(folder):
-        if not folder.exists():
-            tmp = folder.with_name(f".{folder.name}.tmp")
-            data.make_toy_model(tmp, cfg.seed)
-            os.replace(tmp, folder)
+        if not is_complete(folder):
+            data.make_toy_model(tmp := folder.with_name(f".{folder.name}.tmp"), 0)
+            tokenizer, cfg = load_tokenizer(tmp), dataclasses.replace(cfg, out="", optim="adamw", batch_size=32, clip=1.0, token_budget=4096)
+            policy, texts = load_policy(cfg, tmp), data.toy_text(cfg.toy_max_ops, cfg.toy_texts)
+            examples = [data.example(tokenizer, tokenizer("<s> " + q.text, add_special_tokens=False)["input_ids"], q.solution, 1000) for q in texts]
+            n = math.ceil(len(texts) / cfg.batch_size)
+            train(policy, adamw(policy, 5e-3), examples, range(n), lambda s: cosine(s, n, 5e-3, 1e-4, 0.02), cfg, 0, "toy base")
+            save_checkpoint(folder, policy, tokenizer, None, {})
     return str(folder)
 
 

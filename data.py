@@ -6,9 +6,10 @@ A task is one loader here (`LOADERS`), one grader in rewards.py and one preset i
 (those with a human `solution` are also the SFT set), `val` queries to choose checkpoints on, and named `tests` that are only reported. A
 loader of real rows is a function that makes a Query of one row (`math_row`, `arc_row`, `code_row`), where to find the rows, and two prompts.
 
-The default task is a toy: chains of modular arithmetic in words, after iGSM ("Physics of Language Models 2.1"). Its answers can be
-guessed (there are only ten), its steps can all be checked (`check_toy`), so that "right answer by wrong reasoning" is a number here
-and not a worry. It shows the dynamics of self-training; it says nothing about how a pre-trained model reads English.
+The default task is a toy: chains of modular arithmetic in words, after iGSM ("Physics of Language Models 2.1"). Its base model has read
+authors who misread most sentences, its human solutions are few, careful and mostly of easy stories, its answers can be guessed (there are
+only five), and its steps can all be checked (`check_toy`): "right answer by wrong reasoning" is a number here and not a worry. It shows the
+dynamics of self-training; it says nothing about how a pre-trained model reads English.
 
 Where this file leaves the paper: see the README's table (what "the MATH split" means for local files, which rows are dropped).
 """
@@ -120,116 +121,99 @@ class Splits:
 # The toy: words, stories, solutions, and an exact check of every step
 
 NAMES = "Ann Bob Cid Dan Eve Fay Gil Hal Ida Jon Kim Leo".split()
-TOY_WORDS = [*NAMES, *"0123456789", *"has and times more less than . ? = + - * ; #".split()]
-MOD = 10
-_UNITS = (3, 7, 9)                         # factors with an inverse mod 10: a wrong value stays wrong, where 5 or 2 would wash it out
-_COMMUTE = "+*"
+TOY_WORDS = [*NAMES, *"0123456789", *"has plus minus times . ? = + - * ; #".split()]
+MOD = 5                                    # few numbers: a wrong solution is right by luck once in five times
+SLIP = 0.85                                # of the sentences that the base's authors had before them, so many were taken for another operation
+EASY = 0.1                                 # human solutions: of stories without "times", and of so many of those with it
+_WORDS = {"+": "plus", "-": "minus", "*": "times"}
+_MISREAD = {"+": "-", "-": "*", "*": "+"}
 _OPS = {"+": lambda a, b: (a + b) % MOD, "-": lambda a, b: (a - b) % MOD, "*": lambda a, b: (a * b) % MOD}
-
-
-def toy_sentence(name: str, a: str, op: str, b: str) -> str:
-    """The sentence that defines `name` as a op b; `a` is a person, `b` a person or a digit.
-
-    >>> toy_sentence("Cid", "Ida", "*", "6"), toy_sentence("Ann", "Ida", "+", "Cid"), toy_sentence("Bob", "Ann", "-", "3")
-    ('Cid has 6 times Ida .', 'Ann has Ida and Cid .', 'Bob has 3 less than Ann .')
-    """
-    if b in NAMES:
-        return f"{name} has {a} and {b} ."
-    return f"{name} has {b} {dict(zip('*+-', ('times', 'more than', 'less than')))[op]} {a} ."
 
 
 def parse_toy(text: str) -> tuple[dict[str, tuple[str, ...]], str]:
     """A story -> ({name: (digit,) or (a, op, b)}, the name asked for).
 
-    >>> parse_toy("Ida has 5 . Cid has 6 times Ida . Ann has Ida and Cid . Ann ?")
-    ({'Ida': ('5',), 'Cid': ('Ida', '*', '6'), 'Ann': ('Ida', '+', 'Cid')}, 'Ann')
+    >>> parse_toy("Ann has 4 . Bob has Ann times 3 . Cid has Ann plus Bob . Cid ?")
+    ({'Ann': ('4',), 'Bob': ('Ann', '*', '3'), 'Cid': ('Ann', '+', 'Bob')}, 'Cid')
     """
     *sentences, question = text.split(" . ")
-    defs: dict[str, tuple[str, ...]] = {}
-    for name, _has, *rest in map(str.split, sentences):
-        if len(rest) == 1:
-            defs[name] = (rest[0],)
-        elif rest[1] == "and":
-            defs[name] = (rest[0], "+", rest[2])
-        else:
-            defs[name] = (rest[-1], {"times": "*", "more": "+", "less": "-"}[rest[1]], rest[0])
-    return defs, question.split()[0]
+    ops = {word: op for op, word in _WORDS.items()}
+    return {name: tuple(ops.get(w, w) for w in said) for name, _has, *said in map(str.split, sentences)}, question.split()[0]
 
 
-def _toy_values(defs: dict[str, tuple[str, ...]]) -> dict[str, int]:
-    values: dict[str, int] = {}
-    for name, d in defs.items():           # stories are told in order: operands are known before they are used
-        operands = [int(x) if x.isdigit() else values[x] for x in d[::2]]
-        values[name] = operands[0] if len(d) == 1 else _OPS[d[1]](*operands)
-    return values
+def _solve(defs: dict[str, tuple[str, ...]]) -> dict[str, str]:
+    """name -> its step `name = a op b = x op y = r`, and "#" -> the last one's `# r`; operands are known before they are used."""
+    values, steps = {str(d): d for d in range(10)}, {}
+    for name, (a, *rest) in defs.items():
+        values[name] = values[a]
+        if rest:
+            op, b = rest
+            values[name] = _OPS[op](values[a], values[b])
+            steps[name] = f"{name} = {a} {op} {b} = {values[a]} {op} {values[b]} = {values[name]}"
+    return {**steps, "#": f"# {values[name]}"}
 
 
-def toy_query(rng: random.Random, max_ops: int, uid: str) -> Query:
-    """A story of 2..max_ops people after the first, short ones more often, each defined by anyone before, and a solution for the last one.
+def toy_query(rng: random.Random, max_ops: int, uid: str, slip: float = 0.0) -> Query:
+    """A story of max_ops - 2 to max_ops people after the first (at least 2), each defined by anyone before, and a solution in the story's order.
 
-    Everyone is needed for the last one, and no two have the same number. The solution takes the people in the story's order, and + and * in either order.
+    The last one is asked for, and everyone is needed. The author of the solution takes each sentence, with probability `slip`, for the next
+    operation: plus for minus, minus for times, times for plus, and in every story that is another number. So each step of a careless
+    solution is well formed, and only a look at the story tells it from a right one.
     """
-    while True:                            # until everyone is needed, and no two have the same number: then a wrong person is a wrong number
-        names = rng.sample(NAMES, rng.randint(2, max_ops) + 1)
+    names = NAMES[:rng.randint(max(2, max_ops - 2), max_ops) + 1]
+    while True:
         defs: dict[str, tuple[str, ...]] = {names[0]: (str(rng.randrange(1, MOD)),)}
+        values = {**{str(d): d for d in range(MOD)}, names[0]: int(defs[names[0]][0])}
         for i, name in enumerate(names[1:], 1):
-            a, op = rng.choice(names[:i]), rng.choice("++-*")
-            b = rng.choice(names[:i]) if op == "+" and rng.random() < 0.7 else str(rng.choice(_UNITS if op == "*" else range(1, MOD)))
-            defs[name] = (a, op, b)
-        values = _toy_values(defs)
-        if {x for d in defs.values() for x in d} >= set(names[:-1]) and len({*values.values()}) == len(names):
+            result = misread = None
+            while result == misread:
+                a, op = rng.choice(names[:i]), rng.choice("++-*")
+                b = rng.choice(names[:i]) if op == "+" and rng.random() < 0.5 else str(rng.randint(2 if op == "*" else 1, MOD - 1))
+                result, misread = (_OPS[o](values[a], values[b]) for o in (op, _MISREAD[op]))
+            defs[name], values[name] = (a, op, b), result
+        if {x for d in defs.values() for x in d} >= set(names[:-1]):
             break
-    story = " ".join(f"{n} has {d[0]} ." if len(d) == 1 else toy_sentence(n, *d) for n, d in defs.items())
-    steps = []
-    for name in names[1:]:
-        a, op, b = defs[name]
-        if op in _COMMUTE and rng.random() < 0.5:
-            a, b = b, a
-        shown = [x if x.isdigit() else str(values[x]) for x in (a, b)]
-        steps.append(f"{name} = {a} {op} {b} = {shown[0]} {op} {shown[1]} = {values[name]}")
-    gold = str(values[names[-1]])
-    return Query(uid, f"{story} {names[-1]} ?", gold, " ; ".join([*steps, f"# {gold}"]))
+    story = " ".join(f"{name} has {' '.join(_WORDS.get(x, x) for x in d)} ." for name, d in defs.items())
+    read = {name: (d[0], _MISREAD[d[1]], d[2]) if len(d) > 1 and rng.random() < slip else d for name, d in defs.items()}
+    return Query(uid, f"{story} {names[-1]} ?", str(values[names[-1]]), " ; ".join(_solve(read).values()))
 
 
 def check_toy(text: str, response: str) -> list[bool]:
     """Is each step of a toy response right?  One bool a ` ; `-separated step, exact, with no model.
 
-    A step `X = A op B = a op b = r` is right if a and b are the true values of those by which the story defines X (either order for + and
-    *), given by it or derived by an earlier right step, op is its operation, and r the true result. A and B say where the numbers come from;
-    a slip there changes no number and is let pass. The last step `# r` is right if r was derived for the person asked about. So a lucky
-    answer after a wrong step is a right answer with a wrong step.
+    Steps are read in the story's order: the k-th step `X = A op B = a op b = r` is right if the k-th sentence after the first says op, a and
+    b are the numbers of those whom it says it of (either order for + and *), all steps that they come from are right, and r is the true
+    result. X, A and B say whose the numbers are; a slip there changes no number and is let pass. The last step `# r` is right if r is the
+    number of the person asked about and its step is right. So a lucky answer after a wrong step is a right answer with a wrong step.
 
-    >>> story = "Ida has 5 . Cid has 6 times Ida . Ann has Ida and Cid . Ann ?"
-    >>> check_toy(story, "Cid = Ida * 6 = 5 * 6 = 0 ; Ann = Ida + Cid = 5 + 0 = 5 ; # 5")
+    >>> story = "Ann has 4 . Bob has Ann times 3 . Cid has Ann plus Bob . Cid ?"
+    >>> check_toy(story, "Bob = Ann * 3 = 4 * 3 = 2 ; Cid = Ann + Bob = 4 + 2 = 1 ; # 1")
     [True, True, True]
-    >>> check_toy(story, "Cid = Ida + 6 = 5 + 6 = 1 ; Ann = Ida + Cid = 5 + 0 = 5 ; # 5")
+    >>> check_toy(story, "Bob = Ann + 3 = 4 + 3 = 2 ; Cid = Ann + Bob = 4 + 2 = 1 ; # 1")
     [False, False, False]
     """
     defs, asked = parse_toy(text)
-    truth = _toy_values(defs)
-    known = {n: truth[n] for n, d in defs.items() if len(d) == 1}
-    right = []
+    truth, told, known, right = _solve(defs), iter([*defs][1:]), {next(iter(defs))}, []
+    numbers = lambda t: [t[i] for i in (1, 3, *range(5, 11))] if len(t) == 11 else None
     for step in re.split(r" ;(?= )", response.removesuffix(" ;")):
         t = step.split()
-        if len(t) == 2 and t[0] == "#":
-            right.append(asked in known and t[1] == str(known[asked]))
+        if t[:1] == ["#"]:
+            right.append(asked in known and " ".join(t) == truth["#"])
             continue
-        right.append(_toy_step(t, defs, known))
+        name = next(told, "")
+        want, needed = truth.get(name, "").split(), [x for x in defs.get(name, ()) if x in defs]
+        if len(t) == 11 and t[7] in "+*" and [t[8], t[6]] == [*want[6:7], *want[8:9]]:
+            t[6], t[8] = t[8], t[6]
+        right.append(bool(want) and known.issuperset(needed) and numbers(t) == numbers(want))
         if right[-1]:
-            known[t[0]] = truth[t[0]]
+            known.add(name)
     return right
 
 
-def _toy_step(t: list[str], defs: dict[str, tuple[str, ...]], known: dict[str, int]) -> bool:
-    if len(t) != 11 or (t[1], t[5], t[9]) != ("=", "=", "=") or t[3] != t[7] or len(defs.get(t[0], ())) != 3:
-        return False
-    a, op, b = defs[t[0]]
-    if any(x not in known for x in (a, b) if not x.isdigit()):
-        return False
-    numbers = [int(x) if x.isdigit() else known[x] for x in (a, b)]
-    said = [t[6], t[8]]
-    same = said == [*map(str, numbers)] or op in _COMMUTE and said[::-1] == [*map(str, numbers)]
-    return same and t[7] == op and t[10] == str(_OPS[op](*numbers))
+def toy_text(max_ops: int, n: int) -> list[Query]:
+    """What the toy's base model has read: n solutions by careless authors. It knows the form, the numbers and both readings of a sentence, the wrong one better."""
+    rng = random.Random(f"toy text {max_ops}")
+    return [toy_query(rng, max_ops, f"text/{i}", SLIP) for i in range(n)]
 
 
 def load_toy(cfg) -> Splits:
@@ -237,16 +221,22 @@ def load_toy(cfg) -> Splits:
     rng, seen = random.Random(f"toy {cfg.toy_max_ops}"), set()
 
     def fresh(split: str, n: int) -> list[Query]:
-        out: list[Query] = []
+        out, again = [], 0
         while len(out) < n:
             q = toy_query(rng, cfg.toy_max_ops, f"{split}/{len(out)}")
-            if q.text not in seen:
+            again = again + 1 if q.text in seen else 0
+            if again == 1000:
+                raise UserError(f"--toy-max-ops {cfg.toy_max_ops}: there are hardly more than {len(seen):,} such stories, too few for 500 test questions, "
+                                f"--val-queries {cfg.val_queries} and --toy-queries {cfg.toy_queries}")
+            if not again:
                 seen.add(q.text)
                 out.append(q)
         return out
     test, val, train = fresh("test", 500), fresh("val", cfg.val_queries), fresh("train", cfg.toy_queries)
-    # few human solutions, many questions: only the first part of the training set shows its solution
-    train = [q if i < cfg.toy_solutions else Query(q.id, q.text, q.gold) for i, q in enumerate(train)]
+    # few human solutions, all careful but mostly of easy stories; many questions
+    easy = [q for q in train if "times" not in q.text or rng.random() < EASY][:cfg.toy_solutions]
+    shown = {q.id for q in easy}
+    train = [q if q.id in shown else Query(q.id, q.text, q.gold) for q in train]
     return Splits(train, val, {"toy": test}, "{query}", "{query}")
 
 

@@ -44,16 +44,16 @@ class PRMConfig(Config):
     labels: str = "hard"                   # hard: any completion is right | soft: the share that is
     annotations: str = ""                  # ready labels instead of ours: a file or hub name, Math-Shepherd's or PRM800K's layout or ours
     prm_queries: int = 0                   # training questions to annotate; 0 = all
-    solutions: int = 15                    # sampled a question, by the SFT model of the first epoch
+    solutions: int = 15                    # sampled a question, by each solver
     completions: int = 8                   # of every step's prefix, by the SFT model of the last epoch
     prm_epochs: int = 2                    # over the annotated solutions
     prm_lr: float = 2e-6                   # peak learning rate
-    prm_start: str = "base"                # base | sft: the model that the PRM is trained from
+    solvers: str = "first"                 # first | all: the SFT checkpoints that solve the questions; the last one always completes
     separator: str = "\n"                  # what stands after each step in the PRM's input; kept in its tokenizer's config
 
 
-# a random base knows nothing that one epoch could bring out, so the toy's PRM starts from its SFT model
-TOY = dict(prm_queries=8000, solutions=4, completions=4, prm_epochs=1, prm_lr=2e-3, prm_start="sft", separator=";")
+# the toy's first checkpoint hardly ever solves a story in earnest: a PRM that has seen its solutions alone calls every sound end unlikely
+TOY = dict(solvers="all", prm_queries=2000, solutions=2, completions=4, prm_lr=2e-3, separator=";")
 PRESETS = {**bstar.PRESETS, "toy": {**bstar.PRESETS["toy"], **TOY}}
 OF_THE_LOOP = ("method reward prm prm_format offload_optimizer num_iters queries_per_iter K steps_per_iter lr tau temperatures taus balance_queries eval_queries "
                "eval_samples S").split()
@@ -77,9 +77,11 @@ def annotate(have: Setup, starts: Sequence[Path | str], queries: list[Query], cf
     if path.exists():
         return [row for _, row in data.read_rows(str(path))]
     T = cfg.temperature or 1.0
-    [groups] = bstar.sample(have.engine, bstar.load_policy(cfg, starts[0]), [Job("solutions", queries, cfg.solutions, T)], have.prompt, cfg, out / "parts",
-                            "solutions")
-    found = dict.fromkeys((q, s.response) for q, g in zip(queries, groups) for s in g if s.finish_reason == "stop" and s.response.strip())
+    found: dict[tuple[Query, str], None] = {}
+    for i, start in enumerate(starts if cfg.solvers == "all" else starts[:1]):
+        [groups] = bstar.sample(have.engine, bstar.load_policy(cfg, start), [Job(f"solutions{i}", queries, cfg.solutions, T)], have.prompt, cfg, out / "parts",
+                                f"solutions {i + 1}")
+        found.update(((q, s.response), None) for q, g in zip(queries, groups) for s in g if s.finish_reason == "stop" and s.response.strip())
     solutions = [(q, text, rewards.step_ends(text)) for q, text in found]
     share = complete(have, starts[-1], solutions, cfg, out, T)
     correct = rewards.grade([text for _, text, _ in solutions], [q.gold for q, *_ in solutions], cfg.task, [q.text for q, *_ in solutions])
@@ -279,8 +281,7 @@ def ready(cfg: Config, have: Setup, out: Path | None = None) -> Path:
         except OSError as e:
             raise UserError(f"--out {out}: {e.strerror}") from None
     ready_labels, queries = [*read_annotations(cfg.annotations)] if cfg.annotations else None, have.splits.train   # before hours of SFT
-    one = cfg.annotations and cfg.prm_start == "base"          # the evaluation's policy is all that it takes
-    starts = bstar.sft(cfg, have.base, have.human, have.tokenizer, 1 if one else cfg.sft_epochs // max(1, cfg.start_epoch))
+    starts = bstar.sft(cfg, have.base, have.human, have.tokenizer, 1 if cfg.annotations else cfg.sft_epochs // max(1, cfg.start_epoch))
     mine = [f.name for f in dataclasses.fields(PRMConfig) if f.name not in {g.name for g in dataclasses.fields(Config)}]
     made_of = [*map(str, starts), [(q.text, q.gold) for q in queries], *(ready_labels or []), *(getattr(cfg, n) for n in
                [*mine, *"seed task temperature max_tokens max_length batch_size token_budget warmup clip chat optim".split()])]
@@ -301,7 +302,7 @@ def make(have: Setup, starts: Sequence[Path | str], queries: list[Query], rows: 
     n = min(cfg.prm_queries or len(queries), len(queries) - min(200, len(queries) // 10))
     rows = rows if cfg.annotations else annotate(have, starts, picked[:n], cfg, out)
     if not bstar.is_complete(out / "prm"):
-        train(starts[-1] if cfg.prm_start == "sft" else have.base, bstar.load_tokenizer(have.base), have.splits.base, rows, cfg, out)
+        train(have.base, bstar.load_tokenizer(have.base), have.splits.base, rows, cfg, out)
     row = {"solutions": len(rows), "steps": sum(len(r["labels"]) for r in rows), "good": round(float(np.mean([y or 0 for r in rows for y in r["labels"]])), 4)}
     if (out / "completions.json").exists():
         row["completions"] = json.loads((out / "completions.json").read_text())
@@ -323,7 +324,7 @@ def line(row: dict) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """python train_prm.py"""
     cfg = bstar.parse_config(argv, PRMConfig, PRESETS, OF_THE_LOOP, __doc__)
-    for flag, value, allowed in (("labels", cfg.labels, ("hard", "soft")), ("prm-start", cfg.prm_start, ("base", "sft"))):
+    for flag, value, allowed in (("labels", cfg.labels, ("hard", "soft")), ("solvers", cfg.solvers, ("first", "all"))):
         bstar.one_of(flag, value, allowed)
     if bstar.PRESETS[cfg.task].get("reward") == "tests":
         raise UserError(f"--task {cfg.task}: its reward is unit tests, which no PRM joins, and a program can't be labelled step by step")

@@ -33,7 +33,7 @@ def over(name: str, key: str) -> list[float]:
 
 
 print("the start, iteration 0:", {k: said(at("bstar-answer", k, 0), 2 if "f" in k else 1) for k in ("pass@1", "pass@32", "sound@1", "false_reasoning")})
-print("sft after two epochs, 562 steps:", {k: said(at("sft-answer", k, 1), 1) for k in ("pass@1", "pass@32", "sound@1")})
+print("sft after two epochs, 32 steps:", {k: said(at("sft-answer", k, 1), 1) for k in ("pass@1", "pass@32", "sound@1")})
 gap = {k: [np.mean(np.subtract(at(f"bstar-answer+{a}", k, -1), at("bstar-answer", k, -1))) for a in ("prm", "oracle")] for k in ("pass@1", "sound@1")}
 print("share of the distance from answer to oracle that the PRM closes (bstar):", {k: f"{100 * a / b:.0f} %" for k, (a, b) in gap.items()})
 for a, b in (("bstar-answer+prm", "bstar-answer"), ("online-rft-answer+prm", "online-rft-answer"), ("bstar-answer", "online-rft-answer"),

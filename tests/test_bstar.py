@@ -27,8 +27,8 @@ from data import Query, Sample, UserError
 
 ROOT = Path(bstar.__file__).parent
 torchao = pytest.mark.skipif(not find_spec("torchao"), reason="torchao is not installed")
-TINY = ("--sft-epochs 12 --start-epoch 6 --num-iters 2 --steps-per-iter 4 --queries-per-iter 24 --K 4 --balance-queries 8 --temperatures 0.6:1.0:0.4 "
-        "--eval-queries 10 --eval-samples 4 --S 2 --val-queries 10 --toy-queries 200 --toy-solutions 128 --toy-max-ops 2 --max-tokens 40 --chunk 10 "
+TINY = ("--toy-texts 512 --sft-lr 3e-3 --sft-epochs 12 --start-epoch 6 --num-iters 2 --steps-per-iter 4 --queries-per-iter 24 --K 4 --balance-queries 8 --temperatures 0.6:1.0:0.4 "
+        "--eval-queries 10 --eval-samples 4 --S 2 --val-queries 10 --toy-queries 200 --toy-solutions 128 --toy-max-ops 3 --max-tokens 40 --chunk 10 "
         "--batch-size 16 --taus=-1:1:0.1 --reward answer+oracle").split()
 
 
@@ -340,13 +340,13 @@ def test_max_tokens_ends_with_length(toy):
 # -- score, select -----------------------------------------------------------------------------------------------------------
 
 def test_score_fills_eq_1_and_never_rewards_a_cut_off_response():
-    story = Query("0", "Ida has 5 . Cid has 6 times Ida . Cid ?", "0")
-    right, lucky, wrong = "Cid = Ida * 6 = 5 * 6 = 0 ; # 0", "Cid = Ida * 6 = 5 * 6 = 1 ; # 0", "# 1"
+    story = Query("0", "Ann has 4 . Bob has Ann times 3 . Bob ?", "2")
+    right, lucky, wrong = "Bob = Ann * 3 = 4 * 3 = 2 ; # 2", "Bob = Ann * 3 = 4 * 3 = 1 ; # 2", "# 1"
     group = [Sample(right, "stop"), Sample(lucky, "stop"), Sample(wrong, "stop"), Sample(right, "length")]
     for reward, expected in (("answer+oracle", [2, 0, -1, -math.inf]), ("answer", [1, 1, 0, -math.inf])):
         bstar.score([story], [group], bstar.parse_config(["--reward", reward]))
         assert [s.reward for s in group] == expected and [s.correct for s in group] == [True, True, False, True]
-        assert [s.sound for s in group] == [True, False, False, True] and [s.pred for s in group] == ["0", "0", "1", "0"]
+        assert [s.sound for s in group] == [True, False, False, True] and [s.pred for s in group] == ["2", "2", "1", "2"]
 
 
 def test_of_equal_texts_the_best_rewarded_is_the_one_that_counts():
@@ -730,7 +730,7 @@ def test_methods_differ_only_by_their_switches(reference, monkeypatch, capsys):
         calls[cfg.method] = (steps, len(optimizer.state), [rate(s) for s in steps])
         return {"loss": 0.0, "grad_norm": 0.0}
     monkeypatch.setattr(bstar, "train", spy)
-    base = next((cwd / "runs" / "cache").glob("toy-base-0"))
+    base = next((cwd / "runs" / "cache").glob("toy-base-3-512"))
     tokenizer = bstar.load_tokenizer(base)
     for method in ("rest-em", "iterative-rft", "online-rft"):
         cfg = bstar.parse_config([*TINY, "--method", method, "--num-iters", "4"])

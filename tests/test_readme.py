@@ -38,7 +38,7 @@ def test_the_prms_folder_is_read_as_the_snippet_says(tmp_path):
     cfg = bstar.parse_config([], train_prm.PRMConfig, train_prm.PRESETS, train_prm.OF_THE_LOOP)
     prm = train_prm.new_prm(tmp_path / "base", bstar.load_tokenizer(tmp_path / "base"), "{query} ?", cfg)
     bstar.save_checkpoint(tmp_path / "prm", prm.model, prm.tokenizer, None, {})
-    names = {"folder": tmp_path / "prm", "question": "Ida has 5 . Ann has Ida . Ann", "response": "Ann = Ida = 5 ; # 5"}
+    names = {"folder": tmp_path / "prm", "question": "Ann has 4 . Bob has Ann plus 1 . Bob ?", "response": "Bob = Ann + 1 = 4 + 1 = 0 ; # 0"}
     exec(re.search(r"```python\n(import rewards, torch.*?)```", README, re.S)[1], names)
     [want] = rewards.PRM.load(names["folder"]).score([names["question"]], [names["response"]])
     assert len(want) == 2 and max(abs(x - y) for x, y in zip(names["p"].tolist(), want, strict=True)) < 1e-5 and names["ids"].count(prm.tokenizer("?").input_ids[-1]) == 1
@@ -47,8 +47,8 @@ def test_the_prms_folder_is_read_as_the_snippet_says(tmp_path):
 def test_every_log_key_is_explained():
     import bstar
     from data import Query, Sample
-    group = [Sample("Cid = Ida * 7 = 5 * 7 = 5 ; # 5", "stop")] * 4
-    bstar.score([Query("0", "Ida has 5 . Cid has 7 times Ida . Cid ?", "5")], [group], bstar.parse_config(["--reward", "answer"]))
+    group = [Sample("Bob = Ann * 3 = 4 * 3 = 2 ; # 2", "stop")] * 4
+    bstar.score([Query("0", "Ann has 4 . Bob has Ann times 3 . Bob ?", "2")], [group], bstar.parse_config(["--reward", "answer"]))
     for s in group:
         s.steps, s.r_prm = [0.9, 0.8], 0.6
     row = {**bstar.metrics_of([group[:1]], [group], 4, 2), **bstar.pool_metrics([], [group], [group[:1]], 0.0, 1)}

@@ -25,8 +25,8 @@ from rewards import PRM, split_steps, step_ends
 
 ROOT = Path(bstar.__file__).parent
 ROWS = ROOT.parent / "shared" / "data"
-TINY = ("--sft-epochs 6 --start-epoch 2 --val-queries 10 --toy-queries 80 --toy-solutions 64 --toy-max-ops 2 --max-tokens 40 --chunk 30 --batch-size 16").split()
-STORY = "Ida has 5 . Cid has 6 times Ida . Ann has Ida and Cid . Ann ?"
+TINY = ("--toy-texts 512 --sft-lr 3e-3 --sft-epochs 6 --start-epoch 2 --val-queries 10 --toy-queries 80 --toy-solutions 64 --toy-max-ops 3 --max-tokens 40 --chunk 30 --batch-size 16").split()
+STORY = "Ann has 4 . Bob has Ann times 3 . Cid has Ann plus Bob . Cid ?"
 
 
 def rows_of(name):
@@ -51,7 +51,7 @@ def test_steps(text, steps):
 def test_the_toys_checker_and_the_prm_count_the_same_steps():
     rng = random.Random()
     for _ in range(300):
-        text = " ".join(rng.choice([";", "#", "5", "Cid = Ida * 6 = 5 * 6 = 0", "Ann"]) for _ in range(rng.randint(1, 8)))
+        text = " ".join(rng.choice([";", "#", "5", "Bob = Ann * 3 = 4 * 3 = 2", "Ann"]) for _ in range(rng.randint(1, 8)))
         if text.split()[-1] != ";":
             assert len(split_steps(text)) == len(data.check_toy(STORY, text)), text
 
@@ -130,7 +130,7 @@ def test_input_is_the_one_trl_trains_on(own):
     tokenizer = words(own.parent / "sep", ["@"])
     tokenizer.init_kwargs["step_separator"] = "@"
     ask = lambda text: tokenizer(text, add_special_tokens=False)["input_ids"]
-    steps = ["Cid = Ida * 6 = 5 * 6 = 0", "# 0"]
+    steps = ["Bob = Ann * 3 = 4 * 3 = 2", "# 0"]
     ids, labels = [tokenizer.bos_token_id, *ask(STORY)], []
     labels += [-100] * len(ids)
     for step in steps:
@@ -182,7 +182,7 @@ def test_qwens_layout(tmp_path):
 def test_what_cannot_be_read_is_not_vouched_for(own, capsys):
     prm = PRM.load(own)
     assert prm.score([STORY] * 3, ["", " \n", "# 0"])[:2] == [[0.0], [0.0]]        # no step
-    long = " ; ".join(["Cid = Ida * 6 = 5 * 6 = 0"] * 40)
+    long = " ; ".join(["Bob = Ann * 3 = 4 * 3 = 2"] * 40)
     scores = prm.score([STORY, STORY], [long, "# 0"])
     assert len(scores[0]) == 40 and scores[0][0] > 0 and scores[0][-1] == 0.0 and scores[1] == pytest.approx(prm.score([STORY], ["# 0"])[0], abs=1e-6)
     assert prm.score([STORY * 20], ["a ; b"]) == [[0.0, 0.0]]                      # the question alone is too long
@@ -411,16 +411,14 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(tmp_path, script, flag
 
 @pytest.mark.slow
 def test_ready_labels_need_the_first_sft_checkpoint_alone(tmp_path):
-    rows = [{"prompt": STORY, "completions": ["Cid = Ida * 6 = 5 * 6 = 0", "# 5"], "labels": [1, k % 2]} for k in range(40)]
+    rows = [{"prompt": STORY, "completions": ["Bob = Ann * 3 = 4 * 3 = 2", "# 5"], "labels": [1, k % 2]} for k in range(40)]
     (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
     flags, made = ["--annotations", "labels.jsonl", "--out", "prm"], lambda: sorted(f.name for f in tmp_path.glob("runs/cache/sft-*/epoch_*"))
-    code, _, err = run(tmp_path, "train_prm.py", *flags, "--prm-start", "base")
+    code, _, err = run(tmp_path, "train_prm.py", *flags)
     assert code == 0 and made() == ["epoch_2"], err
     (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows[1:])))
-    code, _, err = run(tmp_path, "train_prm.py", *flags, "--prm-start", "base")
+    code, _, err = run(tmp_path, "train_prm.py", *flags)
     assert code == 2 and "holds a PRM made of other settings, data" in err         # the labels are data
-    code, _, err = run(tmp_path, "train_prm.py", *flags[:2], "--prm-start", "sft")
-    assert code == 0 and made() == ["epoch_2", "epoch_4", "epoch_6"], err
 
 
 @pytest.mark.slow
