@@ -122,9 +122,10 @@ class Splits:
 
 NAMES = "Ann Bob Cid Dan Eve Fay Gil Hal Ida Jon Kim Leo".split()
 TOY_WORDS = [*NAMES, *"0123456789", *"has plus minus times . ? = + - * ; #".split()]
-MOD = 5                                    # few numbers: a wrong solution is right by luck once in five times
+MOD = 5                                    # few numbers: about one wrong solution in six is right by luck
 SLIP = 0.85                                # of the sentences that the base's authors had before them, so many were taken for another operation
 EASY = 0.1                                 # human solutions: of stories without "times", and of so many of those with it
+_DIGITS = {str(d): d for d in range(10)}
 _WORDS = {"+": "plus", "-": "minus", "*": "times"}
 _MISREAD = {"+": "-", "-": "*", "*": "+"}
 _OPS = {"+": lambda a, b: (a + b) % MOD, "-": lambda a, b: (a - b) % MOD, "*": lambda a, b: (a * b) % MOD}
@@ -143,7 +144,7 @@ def parse_toy(text: str) -> tuple[dict[str, tuple[str, ...]], str]:
 
 def _solve(defs: dict[str, tuple[str, ...]]) -> dict[str, str]:
     """name -> its step `name = a op b = x op y = r`, and "#" -> the last one's `# r`; operands are known before they are used."""
-    values, steps = {str(d): d for d in range(10)}, {}
+    values, steps = {**_DIGITS}, {}
     for name, (a, *rest) in defs.items():
         values[name] = values[a]
         if rest:
@@ -163,7 +164,7 @@ def toy_query(rng: random.Random, max_ops: int, uid: str, slip: float = 0.0) -> 
     names = NAMES[:rng.randint(max(2, max_ops - 2), max_ops) + 1]
     while True:
         defs: dict[str, tuple[str, ...]] = {names[0]: (str(rng.randrange(1, MOD)),)}
-        values = {**{str(d): d for d in range(MOD)}, names[0]: int(defs[names[0]][0])}
+        values, needed = {**_DIGITS, names[0]: int(defs[names[0]][0])}, set()
         for i, name in enumerate(names[1:], 1):
             result = misread = None
             while result == misread:
@@ -171,7 +172,8 @@ def toy_query(rng: random.Random, max_ops: int, uid: str, slip: float = 0.0) -> 
                 b = rng.choice(names[:i]) if op == "+" and rng.random() < 0.5 else str(rng.randint(2 if op == "*" else 1, MOD - 1))
                 result, misread = (_OPS[o](values[a], values[b]) for o in (op, _MISREAD[op]))
             defs[name], values[name] = (a, op, b), result
-        if {x for d in defs.values() for x in d} >= set(names[:-1]):
+            needed |= {a, b}
+        if needed.issuperset(names[:-1]):
             break
     story = " ".join(f"{name} has {' '.join(_WORDS.get(x, x) for x in d)} ." for name, d in defs.items())
     read = {name: (d[0], _MISREAD[d[1]], d[2]) if len(d) > 1 and rng.random() < slip else d for name, d in defs.items()}
