@@ -38,7 +38,7 @@ def test_the_prms_folder_is_read_as_the_snippet_says(tmp_path):
     cfg = bstar.parse_config([], train_prm.PRMConfig, train_prm.PRESETS, train_prm.OF_THE_LOOP)
     prm = train_prm.new_prm(tmp_path / "base", bstar.load_tokenizer(tmp_path / "base"), "{query} ?", cfg)
     bstar.save_checkpoint(tmp_path / "prm", prm.model, prm.tokenizer, None, {})
-    names = {"folder": tmp_path / "prm", "question": "Ann has 4 . Bob has Ann plus 1 . Bob ?", "response": "Bob = Ann + 1 = 4 + 1 = 0 ; # 0"}
+    names = {"folder": tmp_path / "prm", "question": "Ann has 4 . Bob has Ann plus 1 . Bob", "response": "Bob = Ann + 1 = 4 + 1 = 0 ; # 0"}
     exec(re.search(r"```python\n(import rewards, torch.*?)```", README, re.S)[1], names)
     [want] = rewards.PRM.load(names["folder"]).score([names["question"]], [names["response"]])
     assert len(want) == 2 and max(abs(x - y) for x, y in zip(names["p"].tolist(), want, strict=True)) < 1e-5 and names["ids"].count(prm.tokenizer("?").input_ids[-1]) == 1
