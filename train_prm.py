@@ -29,13 +29,19 @@ from typing import Iterable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 
-import bstar
+import config
 import data
+import engine
 import metrics
 import rewards
-from bstar import Config, Job, Setup
+import runs
+import trainer
+from config import Config
 from data import Query, UserError
+from engine import Job
 from rewards import PRM
+from runs import Setup
+from toy import check_toy
 
 
 @dataclass
@@ -54,7 +60,7 @@ class PRMConfig(Config):
 
 # the toy's first checkpoint hardly ever solves a story in earnest: a PRM that has seen its solutions alone calls every sound end unlikely
 TOY = dict(solvers="all", prm_queries=2000, solutions=2, completions=4, prm_lr=2e-3, separator=";")
-PRESETS = {**bstar.PRESETS, "toy": {**bstar.PRESETS["toy"], **TOY}}
+PRESETS = {**config.PRESETS, "toy": {**config.PRESETS["toy"], **TOY}}
 OF_THE_LOOP = ("method reward prm prm_format offload_optimizer num_iters queries_per_iter K steps_per_iter lr tau temperatures taus balance_queries eval_queries "
                "eval_samples S").split()
 
@@ -79,7 +85,7 @@ def annotate(have: Setup, starts: Sequence[Path | str], queries: list[Query], cf
     T = cfg.temperature or 1.0
     found: dict[tuple[Query, str], None] = {}
     for i, start in enumerate(starts if cfg.solvers == "all" else starts[:1]):
-        [groups] = bstar.sample(have.engine, bstar.load_policy(cfg, start), [Job(f"solutions{i}", queries, cfg.solutions, T)], have.prompt, cfg, out / "parts",
+        [groups] = engine.sample(have.engine, trainer.load_policy(cfg, start), [Job(f"solutions{i}", queries, cfg.solutions, T)], have.prompt, cfg, out / "parts",
                                 f"solutions {i + 1}")
         found.update(((q, s.response), None) for q, g in zip(queries, groups) for s in g if s.finish_reason == "stop" and s.response.strip())
     solutions = [(q, text, rewards.step_ends(text)) for q, text in found]
@@ -90,13 +96,13 @@ def annotate(have: Setup, starts: Sequence[Path | str], queries: list[Query], cf
         shares = [share.get((q, text[:e]), 0.0) for e in ends[:-1]]
         shares.append(float(ok and all(shares)))
         rows.append({"query": q.id, "prompt": q.text, "completions": rewards.split_steps(text), "share": shares, "labels": [x > 0 for x in shares], "correct": ok})
-    bstar.write(path, gzip.compress("\n".join(map(json.dumps, rows)).encode(), 5, mtime=0))
+    trainer.write(path, gzip.compress("\n".join(map(json.dumps, rows)).encode(), 5, mtime=0))
     return rows
 
 
 def complete(have: Setup, completer: Path | str, solutions: list[tuple[Query, str, list[int]]], cfg: PRMConfig, out: Path, T: float) -> dict:
     """(query, prefix) -> share of its completions that reach the gold answer, depth by depth; lost prefixes and those behind them are left out."""
-    policy, share, done = bstar.load_policy(cfg, completer), {}, 0
+    policy, share, done = trainer.load_policy(cfg, completer), {}, 0
     prompt = lambda p: have.prompt(p.query) + have.tokenizer(p.text, add_special_tokens=False)["input_ids"]
     for depth in range(max((len(ends) for *_, ends in solutions), default=0) - 1):
         alive = [Prefix(q, text[:ends[depth]]) for q, text, ends in solutions
@@ -104,7 +110,7 @@ def complete(have: Setup, completer: Path | str, solutions: list[tuple[Query, st
         todo = [p for p in dict.fromkeys(alive) if len(prompt(p)) < cfg.max_length]
         if not todo:
             break
-        [groups] = bstar.sample(have.engine, policy, [Job(f"step{depth + 1}", todo, cfg.completions, T)], prompt, cfg, out / "parts", f"complete step {depth + 1}")
+        [groups] = engine.sample(have.engine, policy, [Job(f"step{depth + 1}", todo, cfg.completions, T)], prompt, cfg, out / "parts", f"complete step {depth + 1}")
         flat = [(p, s) for p, g in zip(todo, groups) for s in g]
         right = rewards.grade([f"{p.text} {s.response}" for p, s in flat], [p.query.gold for p, _ in flat], cfg.task, [p.query.text for p, _ in flat])
         ended = np.array([ok and s.finish_reason == "stop" for ok, (_, s) in zip(right, flat)]).reshape(len(todo), cfg.completions)
@@ -112,7 +118,7 @@ def complete(have: Setup, completer: Path | str, solutions: list[tuple[Query, st
         done += ended.size
     total = cfg.completions * sum(len(ends) - 1 for *_, ends in solutions)
     shared = cfg.completions * len({(q, text[:e]) for q, text, ends in solutions for e in ends[:-1]})
-    bstar.write(out / "completions.json", json.dumps({"without sharing": total, "without the lost": shared, "done": done}).encode())
+    trainer.write(out / "completions.json", json.dumps({"without sharing": total, "without the lost": shared, "done": done}).encode())
     return share
 
 
@@ -208,7 +214,7 @@ def accumulate(prm: PRM, batch: list[Example], token_budget: int) -> float:
     import torch
     total, mean = sum(len(e.at[0]) for e in batch), 0.0
     for rows, at in data.micro_batches(batch, token_budget):
-        with bstar.autocast():
+        with trainer.autocast():
             log_p = prm.logits(rows, [places for places, _ in at]).log_softmax(-1)
         y = torch.tensor([x for _, labels in at for x in labels], device=log_p.device)
         loss = -(y * log_p[:, 1] + (1 - y) * log_p[:, 0]).sum() / total
@@ -221,28 +227,28 @@ def new_prm(start: Path | str, tokenizer, template: str, cfg: PRMConfig) -> PRM:
     """An untrained PRM: the start's body, two labels, a random head; separator and template are kept with the tokenizer."""
     import torch
     import transformers
-    torch.manual_seed(bstar.seed_of(cfg.seed, "prm head"))
-    model = transformers.AutoModelForTokenClassification.from_pretrained(start, dtype=bstar.weights_dtype(cfg), num_labels=2, id2label={0: "-", 1: "+"})
+    torch.manual_seed(trainer.seed_of(cfg.seed, "prm head"))
+    model = transformers.AutoModelForTokenClassification.from_pretrained(start, dtype=trainer.weights_dtype(cfg), num_labels=2, id2label={0: "-", 1: "+"})
     if cfg.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     tokenizer.init_kwargs.update(step_separator=cfg.separator, prompt_template=template)
-    return PRM(model.to(bstar.device()), tokenizer, "own", cfg.token_budget)
+    return PRM(model.to(trainer.device()), tokenizer, "own", cfg.token_budget)
 
 
 def train(start: Path | str, tokenizer, template: str, rows: list[dict], cfg: PRMConfig, out: Path) -> None:
     """prm_epochs over the annotations, a checkpoint after each; the last one is the PRM in out/prm."""
     folder = lambda e: out / "checkpoints" / f"epoch_{e}"
-    done = next((e for e in range(cfg.prm_epochs - 1, 0, -1) if bstar.is_complete(folder(e))), 0)
+    done = next((e for e in range(cfg.prm_epochs - 1, 0, -1) if trainer.is_complete(folder(e))), 0)
     prm = new_prm(folder(done) if done else start, tokenizer, template, cfg)
-    optimizer, examples = bstar.adamw(prm.model, cfg.prm_lr), encode(prm, rows, cfg)
-    log = bstar.load_trainer(folder(done), optimizer) if done else {}
+    optimizer, examples = trainer.adamw(prm.model, cfg.prm_lr), encode(prm, rows, cfg)
+    log = trainer.load_trainer(folder(done), optimizer) if done else {}
     per_epoch = math.ceil(len(examples) / cfg.batch_size)
-    rate = lambda s: bstar.cosine(s, cfg.prm_epochs * per_epoch, cfg.prm_lr, cfg.prm_lr / 10, cfg.warmup)
+    rate = lambda s: trainer.cosine(s, cfg.prm_epochs * per_epoch, cfg.prm_lr, cfg.prm_lr / 10, cfg.warmup)
     for e in range(done, cfg.prm_epochs):
-        log = bstar.train(prm.model, optimizer, examples, range(e * per_epoch, (e + 1) * per_epoch), rate, cfg, bstar.seed_of(cfg.seed, "prm", e),
+        log = trainer.train(prm.model, optimizer, examples, range(e * per_epoch, (e + 1) * per_epoch), rate, cfg, trainer.seed_of(cfg.seed, "prm", e),
                           f"PRM epoch {e + 1}", lambda _, batch, budget: accumulate(prm, batch, budget))
         last = e + 1 == cfg.prm_epochs
-        bstar.save_checkpoint(out / "prm" if last else folder(e + 1), prm.model, tokenizer, None if last else optimizer, log)
+        trainer.save_checkpoint(out / "prm" if last else folder(e + 1), prm.model, tokenizer, None if last else optimizer, log)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
 
 
@@ -255,13 +261,13 @@ def evaluate(have: Setup, policy: Path | str, queries: list[Query], rows: list[d
     returns  auc (solution score against the right answer), calibration, and on the toy step_auc and auc_sound against exact truth,
              labels_agree (hard labels equal to exact truth), labels_auc (the share's AUC)
     """
-    [groups] = bstar.sample(have.engine, bstar.load_policy(cfg, policy), [Job("fresh", queries, 4, cfg.temperature or 1.0)], have.prompt, cfg, out / "parts", "fresh")
-    bstar.score(queries, groups, dataclasses.replace(cfg, reward="answer+prm"), PRM.load(out / "prm", "own", cfg.token_budget), "score fresh")
-    row = {k.removeprefix("prm/"): v for k, v in bstar.watch_prm(queries, groups, 1.0).items()}
+    [groups] = engine.sample(have.engine, trainer.load_policy(cfg, policy), [Job("fresh", queries, 4, cfg.temperature or 1.0)], have.prompt, cfg, out / "parts", "fresh")
+    rewards.score(queries, groups, dataclasses.replace(cfg, reward="answer+prm"), PRM.load(out / "prm", "own", cfg.token_budget), "score fresh")
+    row = {k.removeprefix("prm/"): v for k, v in metrics.watch_prm(queries, groups, 1.0).items()}
     if cfg.task == "toy" and "share" in rows[0]:
         pairs = []
         for r in rows:
-            ok = data.check_toy(r["prompt"], " ; ".join(r["completions"]))
+            ok = check_toy(r["prompt"], " ; ".join(r["completions"]))
             pairs += [(y, x, all(ok[:j + 1])) for j, (y, x) in enumerate(zip(r["labels"], r["share"]))]
         hard, share, truth = map(np.array, zip(*pairs))
         row.update(labels_agree=round(float((hard == truth).mean()), 4), labels_auc=round(metrics.auc(share, truth), 4))
@@ -281,33 +287,33 @@ def ready(cfg: Config, have: Setup, out: Path | None = None) -> Path:
         except OSError as e:
             raise UserError(f"--out {out}: {e.strerror}") from None
     ready_labels, queries = [*read_annotations(cfg.annotations)] if cfg.annotations else None, have.splits.train   # before hours of SFT
-    starts = bstar.sft(cfg, have.base, have.human, have.tokenizer, 1 if cfg.annotations else cfg.sft_epochs // max(1, cfg.start_epoch))
+    starts = trainer.sft(cfg, have.base, have.human, have.tokenizer, 1 if cfg.annotations else cfg.sft_epochs // max(1, cfg.start_epoch))
     mine = [f.name for f in dataclasses.fields(PRMConfig) if f.name not in {g.name for g in dataclasses.fields(Config)}]
     made_of = [*map(str, starts), [(q.text, q.gold) for q in queries], *(ready_labels or []), *(getattr(cfg, n) for n in
                [*mine, *"seed task temperature max_tokens max_length batch_size token_budget warmup clip chat optim".split()])]
     key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
     out = out or Path("runs/cache") / f"prm-{cfg.task}-{key}"
-    with bstar.one_at_a_time(out):
+    with trainer.one_at_a_time(out):
         if (out / "made_of").exists() and (out / "made_of").read_text() != key:
             raise UserError(f"--out {out} holds a PRM made of other settings, data or SFT checkpoints; choose another --out")
-        bstar.write(out / "made_of", key.encode())
-        if not bstar.is_complete(out / "prm") or not (out / "prm.json").exists():
+        trainer.write(out / "made_of", key.encode())
+        if not trainer.is_complete(out / "prm") or not (out / "prm.json").exists():
             make(have, starts, queries, ready_labels, cfg, out)
     return out / "prm"
 
 
 def make(have: Setup, starts: Sequence[Path | str], queries: list[Query], rows: list[dict] | None, cfg: PRMConfig, out: Path) -> None:
     """Annotate, train, evaluate; each part is left as it is where it is done."""
-    picked = random.Random(bstar.seed_of(cfg.seed, "prm")).sample(queries, len(queries))
+    picked = random.Random(trainer.seed_of(cfg.seed, "prm")).sample(queries, len(queries))
     n = min(cfg.prm_queries or len(queries), len(queries) - min(200, len(queries) // 10))
     rows = rows if cfg.annotations else annotate(have, starts, picked[:n], cfg, out)
-    if not bstar.is_complete(out / "prm"):
-        train(have.base, bstar.load_tokenizer(have.base), have.splits.base, rows, cfg, out)
+    if not trainer.is_complete(out / "prm"):
+        train(have.base, trainer.load_tokenizer(have.base), have.splits.base, rows, cfg, out)
     row = {"solutions": len(rows), "steps": sum(len(r["labels"]) for r in rows), "good": round(float(np.mean([y or 0 for r in rows for y in r["labels"]])), 4)}
     if (out / "completions.json").exists():
         row["completions"] = json.loads((out / "completions.json").read_text())
     row.update(evaluate(have, starts[0], picked[n:n + 200], rows, cfg, out))
-    bstar.write(out / "prm.json", (json.dumps(row) + "\n").encode())
+    trainer.write(out / "prm.json", (json.dumps(row) + "\n").encode())
     shutil.rmtree(out / "parts", ignore_errors=True)
     print(line(row), file=sys.stderr)
 
@@ -323,15 +329,15 @@ def line(row: dict) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """python train_prm.py"""
-    cfg = bstar.parse_config(argv, PRMConfig, PRESETS, OF_THE_LOOP, __doc__)
+    cfg = config.parse_config(argv, PRMConfig, PRESETS, OF_THE_LOOP, __doc__)
     for flag, value, allowed in (("labels", cfg.labels, ("hard", "soft")), ("solvers", cfg.solvers, ("first", "all"))):
-        bstar.one_of(flag, value, allowed)
-    if bstar.PRESETS[cfg.task].get("reward") == "tests":
+        config.one_of(flag, value, allowed)
+    if config.PRESETS[cfg.task].get("reward") == "tests":
         raise UserError(f"--task {cfg.task}: its reward is unit tests, which no PRM joins, and a program can't be labelled step by step")
     for name, low in dict(prm_queries=0, solutions=1, completions=1, prm_epochs=1, prm_lr=1e-12).items():
         if not getattr(cfg, name) >= low:
             raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: expected at least {low:g}")
-    path = ready(cfg, bstar.set_up(cfg), Path(cfg.out) if cfg.out else None)
+    path = ready(cfg, runs.set_up(cfg), Path(cfg.out) if cfg.out else None)
     print(f"{line(json.loads((path.parent / 'prm.json').read_text()))}\n{path}")
 
 
