@@ -1,4 +1,10 @@
-"""Who samples: vLLM inside this process with sleep-mode weight swaps, or a short PyTorch loop over the policy itself."""
+"""Who samples: vLLM inside this process with sleep-mode weight swaps, or a short PyTorch loop.
+
+with engine.awake(policy) as draw:                       # weights in, KV cache up
+    groups = draw(queries, n, temperature, name)         # n responses to each query
+                                                         # both dropped again: the trainer's turn
+"""
+
 from __future__ import annotations
 
 import gzip
@@ -6,25 +12,107 @@ import io
 import json
 import os
 import random
+import sys
 import warnings
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Callable, Iterator, NamedTuple, Sequence
+from typing import Callable, Iterator
 
 import numpy as np
 
 import data
 from config import Config
 from data import Query, Sample, UserError
-from trainer import autocast, beside, device, memory_by, n_parameters, needs, seed_of, token_nll, write
+from trainer import (
+    autocast,
+    beside,
+    device,
+    memory_by,
+    n_parameters,
+    needs,
+    seed_of,
+    token_nll,
+    write,
+)
 
 
-class HFEngine:
-    """Samples from the policy itself, in plain PyTorch on a transformers cache: no start-up, no copy of the weights, nothing to go stale."""
+class Engine:
+    """What both engines share: prompts, and chunks of samples that survive a kill."""
 
-    def __init__(self, tokenizer, stop_ids: list[int], budget: int):
-        self.tokenizer, self.stop_ids, self.budget, self.policy = tokenizer, stop_ids, budget, None
+    def __init__(self, cfg: Config, tokenizer, prompt: Callable, stop_ids: list[int]):
+        self.cfg = cfg
+        self.tokenizer = tokenizer
+        self.prompt = prompt  # query -> ids
+        self.stop_ids = stop_ids  # the only tokens that end a response
+        self.parts = Path(cfg.out) / "parts"  # sampled chunks, until their iteration is written
+
+    @contextmanager
+    def awake(self, policy) -> Iterator[Callable[..., list[list[Sample]]]]:
+        """Holds the policy's weights inside the block; hands out `draw`."""
+        self.wake(policy)
+        try:
+            yield self.draw
+        finally:
+            self.sleep()
+
+    def draw(
+        self,
+        queries: list[Query],
+        n: int,
+        temperature: float,
+        name: str,
+        prompt: Callable | None = None,
+    ) -> list[list[Sample]]:
+        """n responses to each query from the whole distribution; temperature 0 is greedy.
+
+        The same seed, name and policy give the same responses. Every --chunk queries are kept in
+        parts/NAME until the iteration is written, so that a kill loses one chunk at most.
+        """
+        prompt = prompt or self.prompt
+        groups = []
+        bar = data.progress(len(queries) * n, name)
+        for k in range(0, len(queries), self.cfg.chunk):
+            part = self.parts / f"{name}.{k}.jsonl.gz"
+            asked = queries[k : k + self.cfg.chunk]
+            chunk = read_chunk(part, len(asked), n)
+            if chunk is None:
+                prompts = [prompt(q) for q in asked]
+                chunk = self.sample(prompts, n, temperature, seed_of(self.cfg.seed, name, k), bar)
+                write_chunk(part, chunk)
+            else:
+                bar.update(len(asked) * n)
+            groups += chunk
+        bar.close()
+        return groups
+
+
+def write_chunk(part: Path, groups: list[list[Sample]]) -> None:
+    """One line a query: [response, finish_reason] of each sample."""
+    lines = [json.dumps([[s.response, s.finish_reason] for s in group]) for group in groups]
+    write(part, gzip.compress("\n".join(lines).encode(), 3, mtime=0))
+
+
+def read_chunk(part: Path, n_queries: int, n: int) -> list[list[Sample]] | None:
+    """n samples of each of n_queries, None where the file is missing or is not that."""
+    if not part.exists():
+        return None
+    try:
+        lines = gzip.decompress(part.read_bytes()).decode().splitlines()
+        groups = [[Sample(*pair) for pair in json.loads(line)] for line in lines]
+        if [len(group) for group in groups] == [n] * n_queries:
+            return groups
+    except (OSError, EOFError, ValueError, TypeError):
+        pass
+    print(f"{part}: damaged; sampled again", file=sys.stderr)
+    return None
+
+
+# -- transformers ---------------------------------------------------------------------------------
+
+
+class HFEngine(Engine):
+    """Samples from the policy itself: no start-up, no copy of the weights, nothing to go stale."""
 
     def wake(self, policy) -> None:
         """Takes the policy to sample from."""
@@ -35,271 +123,389 @@ class HFEngine:
         self.policy = None
 
     @memory_by("a smaller --sample-budget")
-    def sample(self, prompts: list[list[int]], n: int, temperature: float, max_tokens: int, seed: int, bar=None) -> list[list[Sample]]:
-        """n responses to each prompt (token ids) from the whole distribution at `temperature`; 0 = greedy. The same seed, the same samples."""
+    def sample(self, prompts: list[list[int]], n: int, temperature: float, seed: int, bar=None):
+        """n Samples of each prompt."""
         groups: list[list[Sample]] = [[] for _ in prompts]
-        for call, (rows, copies) in enumerate(self._calls(prompts, n, max_tokens)):
-            responses = self._generate([prompts[i] for i in rows], copies, temperature, max_tokens, seed + call)
-            for k, s in enumerate(responses):
-                groups[rows[k // copies]].append(s)
+        for call, (rows, copies) in enumerate(self.calls(prompts, n)):
+            asked = [prompts[i] for i in rows]
+            responses = self.generate(asked, copies, temperature, seed + call)
+            for k, response in enumerate(responses):
+                groups[rows[k // copies]].append(response)
             if bar is not None:
                 bar.update(len(responses))
         return groups
 
-    def _calls(self, prompts: list[list[int]], n: int, max_tokens: int) -> Iterator[tuple[list[int], int]]:
-        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))        # longest first, little padding
+    def calls(self, prompts: list[list[int]], n: int) -> Iterator[tuple[list[int], int]]:
+        """(prompts, copies of each) of every batch: what --sample-budget holds, longest first."""
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         while order:
-            fit = max(1, self.budget // (len(prompts[order[0]]) + max_tokens))     # sequences held at once
-            rows, order = order[:max(1, fit // n)], order[max(1, fit // n):]
-            for done in range(0, n, fit):
-                yield rows, min(fit, n - done)
+            longest = len(prompts[order[0]]) + self.cfg.max_tokens
+            fit = max(1, self.cfg.sample_budget // longest)  # sequences held at once
+            n_rows = max(1, fit // n)
+            rows, order = order[:n_rows], order[n_rows:]
+            for start in range(0, n, fit):
+                yield rows, min(fit, n - start)
 
-    def _generate(self, prompts: list[list[int]], n: int, temperature: float, max_tokens: int, seed: int) -> list[Sample]:
-        """One batch. Two things `generate` does not do make it 2-3 times faster: a prompt is read once for its n responses, and
-        responses that have ended leave the batch."""
+    def generate(self, prompts: list[list[int]], n: int, temperature: float, seed: int):
+        """One batch of n responses to each prompt, as Samples.
+
+        Two things that `model.generate` does not do make it 2-3 times faster: a prompt is read once
+        for its n responses, and responses that have ended leave the batch.
+        """
+        import torch
+
+        batch = Batch(self.policy, prompts, n, self.cfg.max_tokens, self.stop_ids)
+        generator = torch.Generator(self.policy.device).manual_seed(seed)
+        with torch.inference_mode(), autocast(cache=True):
+            hidden = batch.read_prompts()
+            for step in range(self.cfg.max_tokens):
+                logits = self.policy.get_output_embeddings()(hidden).float()  # (rows, vocabulary)
+                if temperature:
+                    p = (logits / temperature).softmax(-1)
+                    token = torch.multinomial(p, 1, generator=generator)[:, 0]
+                else:
+                    token = logits.argmax(-1)
+                token = batch.append(step, token)
+                if len(token) == 0 or step + 1 == self.cfg.max_tokens:
+                    break
+                hidden = batch.read(token)
+
+        cut_off = batch.unended()
+        rows = [up_to_stop(row, self.stop_ids) for row in batch.tokens.tolist()]
+        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        reasons = ["length" if i in cut_off else "stop" for i in range(len(texts))]
+        return [Sample(text, reason) for text, reason in zip(texts, reasons)]
+
+
+class Batch:
+    """The rows of one `generate` call; those that have ended leave the cache, not `tokens`."""
+
+    def __init__(self, policy, prompts, n: int, max_tokens: int, stop_ids: list[int]):
         import torch
         from transformers import DynamicCache
-        L, dev, inner = max(map(len, prompts)), self.policy.device, self.policy.base_model
-        ids = torch.tensor([[0] * (L - len(p)) + p for p in prompts], device=dev)                               # (B, L)
-        mask = torch.tensor([[0] * (L - len(p)) + [1] * len(p) for p in prompts], device=dev)
-        tokens = torch.full((len(prompts) * n, max_tokens), self.stop_ids[0], device=dev)                       # (B n, max_tokens)
-        stops, live, cache = torch.tensor(self.stop_ids, device=dev), torch.arange(len(tokens), device=dev), DynamicCache(config=self.policy.config)
-        generator = torch.Generator(dev).manual_seed(seed)
-        with torch.inference_mode(), autocast(cache=True):
-            hidden = inner(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), past_key_values=cache,
-                           use_cache=True).last_hidden_state[:, -1].repeat_interleave(n, 0)
-            cache.batch_repeat_interleave(n)
-            mask, ended = mask.repeat_interleave(n, 0), torch.zeros(len(tokens), dtype=torch.bool, device=dev)
-            for step in range(max_tokens):
-                logits = self.policy.get_output_embeddings()(hidden).float()                                    # (rows, vocabulary)
-                token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)[:, 0] if temperature else logits.argmax(-1)
-                tokens[live, step] = torch.where(ended, self.stop_ids[0], token)
-                ended = ended | torch.isin(token, stops)
-                if ended.float().mean() > 0.2 or step + 1 == max_tokens:                                        # not every step: a copy costs
-                    stay = (~ended).nonzero()[:, 0]
-                    live, token, mask, ended = live[stay], token[stay], mask[stay], ended[stay]
-                    if not len(stay) or step + 1 == max_tokens:
-                        break
-                    cache.batch_select_indices(stay)
-                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-                hidden = inner(input_ids=token[:, None], attention_mask=mask, position_ids=mask.sum(1, keepdim=True) - 1, past_key_values=cache,
-                               use_cache=True).last_hidden_state[:, -1]
-        cut_off, rows = set(live.tolist()), [r[:next((i for i, t in enumerate(r) if t in self.stop_ids), None)] for r in tokens.tolist()]
-        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
-        return [Sample(text, "length" if i in cut_off else "stop") for i, text in enumerate(texts)]
+
+        device, L = policy.device, max(map(len, prompts))
+        padded = [[0] * (L - len(p)) + p for p in prompts]
+        is_prompt = [[0] * (L - len(p)) + [1] * len(p) for p in prompts]
+        self.ids = torch.tensor(padded, device=device)  # (B, L)
+        self.mask = torch.tensor(is_prompt, device=device)  # (rows, read so far)
+        self.body, self.n = policy.base_model, n
+        self.cache = DynamicCache(config=policy.config)
+        self.stops = torch.tensor(stop_ids, device=device)
+        size = (len(prompts) * n, max_tokens)
+        self.tokens = torch.full(size, stop_ids[0], device=device)  # (B n, max_tokens)
+        self.live = torch.arange(len(self.tokens), device=device)  # rows still in the cache
+        self.ended = torch.zeros(len(self.tokens), dtype=torch.bool, device=device)
+
+    def forward(self, ids, position):
+        """Hidden states (rows, width) at the last position of ids."""
+        out = self.body(
+            input_ids=ids,
+            attention_mask=self.mask,
+            position_ids=position,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return out.last_hidden_state[:, -1]
+
+    def read_prompts(self):
+        """Reads each prompt once, then repeats it for its n responses."""
+        hidden = self.forward(self.ids, (self.mask.cumsum(1) - 1).clamp(min=0))
+        self.mask = self.mask.repeat_interleave(self.n, 0)
+        self.cache.batch_repeat_interleave(self.n)
+        return hidden.repeat_interleave(self.n, 0)
+
+    def append(self, step: int, token):
+        """Keeps the tokens (rows,) of a step; returns those of the rows that stay."""
+        import torch
+
+        self.tokens[self.live, step] = torch.where(self.ended, self.stops[0], token)
+        self.ended = self.ended | torch.isin(token, self.stops)
+        if self.ended.float().mean() > 0.2:  # not at every step: a copy of the cache costs
+            stay = (~self.ended).nonzero()[:, 0]
+            self.live, self.mask = self.live[stay], self.mask[stay]
+            self.ended, token = self.ended[stay], token[stay]
+            if len(stay):
+                self.cache.batch_select_indices(stay)
+        return token
+
+    def read(self, token):
+        """Reads one more token (rows,) of each row."""
+        import torch
+
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
+        return self.forward(token[:, None], self.mask.sum(1, keepdim=True) - 1)
+
+    def unended(self) -> set[int]:
+        """Rows of `tokens` without a stop token: cut off."""
+        return set(self.live[~self.ended].tolist())
+
+
+def up_to_stop(row: list[int], stop_ids: list[int]) -> list[int]:
+    """The tokens before the first stop token."""
+    for i, token in enumerate(row):
+        if token in stop_ids:
+            return row[:i]
+    return row
+
+
+# -- vLLM -----------------------------------------------------------------------------------------
+
+
+class VLLMEngine(Engine):
+    """vLLM inside this process: weights pass by reference, nothing goes through disk.
+
+    Built before the trainer takes memory; it starts asleep and empty. Only the model folder's
+    config.json is read: with load_format="dummy" a forgotten load is noise, not the base model.
+    """
+
+    # Weight canary, mean nats a token; the right weights gave 1e-6 and 0.007 on a CPU.
+    TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
+
+    def __init__(self, cfg: Config, tokenizer, prompt: Callable, stop_ids: list[int], model):
+        super().__init__(cfg, tokenizer, prompt, stop_ids)
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine lives in this process
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+        self.gpu = device() == "cuda"
+        self.dtype = "bfloat16" if self.gpu or cfg.optim == "adamw8bit" else "float32"
+        with process_state_kept():
+            from vllm import LLM
+
+            self.llm = LLM(
+                str(model),
+                load_format="dummy",
+                skip_tokenizer_init=True,
+                seed=cfg.seed,
+                dtype=self.dtype,
+                max_model_len=cfg.max_length + cfg.max_tokens,
+                generation_config="vllm",
+                **self.memory(model),
+            )
+        self.policy = None
+        if self.gpu:
+            self.llm.sleep(level=2)
+
+    def memory(self, model: str | Path) -> dict:
+        """vLLM's settings of memory, for a GPU or a CPU."""
+        if self.gpu:
+            share = self.cfg.gpu_memory or gpu_share(self.cfg, model)
+            n = 1024  # sequences at once
+            return dict(
+                enable_sleep_mode=True,
+                gpu_memory_utilization=share,
+                max_num_seqs=n,
+                max_cudagraph_capture_size=n,
+            )
+        # a prompt read in two parts would rewind its generator, which a CPU's can't
+        batched = max(4096, self.cfg.max_length + self.cfg.max_tokens)
+        return dict(
+            enforce_eager=True,
+            kv_cache_memory_bytes=2 << 30,
+            enable_chunked_prefill=False,
+            max_num_batched_tokens=batched,
+        )
+
+    @memory_by("a smaller --gpu-memory")
+    def wake(self, policy) -> None:
+        """Weight memory, the policy's weights, then the KV cache: in this order the peak is lowest.
+
+        state_dict, not named_parameters: that names tied embeddings once and leaves lm_head stale.
+        """
+        import torch
+
+        if self.gpu:
+            torch.cuda.empty_cache()  # vLLM's memory is not torch's: what training freed goes first
+            self.llm.wake_up(tags=["weights"])
+        weights = iter(policy.state_dict().items())
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        if self.gpu:
+            self.llm.wake_up(tags=["kv_cache"])
+        self.llm.reset_prefix_cache()  # no cached prefix outlives the weights that made it
+        self.policy = policy.eval()
+        self.checked = False
+
+    def sleep(self) -> None:
+        """Level 2: nothing is kept, so nothing stale can be sampled."""
+        self.policy = None
+        if self.gpu:
+            self.llm.sleep(level=2)
+
+    def sample(self, prompts: list[list[int]], n: int, temperature: float, seed: int, bar=None):
+        """n Samples of each prompt; the first call after a swap checks the weight canary."""
+        if not self.checked:
+            self.check_canary(prompts[:4])
+            self.checked = True
+        outputs = self.generate(prompts, n, temperature, self.cfg.max_tokens, seed, bar=bar)
+        return [[self.as_sample(o) for o in output.outputs] for output in outputs]
+
+    def generate(
+        self,
+        prompts: list[list[int]],
+        n: int,
+        temperature: float,
+        max_tokens: int,
+        seed: int,
+        **options,
+    ):
+        """vLLM's outputs, n of each prompt; no two of them share a random stream.
+
+        options  bar (a progress bar), logprobs (0: those of the sampled tokens, at temperature 1)
+        raises   RuntimeError  between sleep and wake
+        """
+        if self.policy is None:
+            raise RuntimeError("the engine is asleep and holds no policy: use engine.awake(policy)")
+        from vllm import SamplingParams
+
+        # child j of prompt i draws from seed first + i n + j
+        first = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        params = [
+            SamplingParams(
+                n=n,
+                temperature=temperature,
+                max_tokens=max_tokens,
+                seed=first + i * n,
+                stop_token_ids=self.stop_ids,
+                ignore_eos=True,
+                detokenize=False,
+                logprobs=options.get("logprobs"),
+            )
+            for i in range(len(prompts))
+        ]
+        bar = options.get("bar")
+        shown = False if bar is None else forward_to(bar)
+        inputs = [{"prompt_token_ids": ids} for ids in prompts]
+        return self.llm.generate(inputs, params, use_tqdm=shown)
+
+    def as_sample(self, output) -> Sample:
+        """One of vLLM's outputs, which end with their stop token, as text."""
+        tokens = up_to_stop(list(output.token_ids), self.stop_ids)
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return Sample(text, output.finish_reason)
+
+    def canary_gaps(self, prompts: list[list[int]]) -> list[float]:
+        """|log p_engine - log p_policy| of every token of one short response to each prompt."""
+        import torch
+
+        gaps = []
+        outputs = self.generate(prompts, 1, 1.0, 16, self.cfg.seed, logprobs=0)
+        for prompt, output in zip(prompts, outputs):
+            [response] = output.outputs
+            tokens = up_to_stop(list(response.token_ids), self.stop_ids)
+            theirs = [row[t].logprob for row, t in zip(response.logprobs, tokens)]
+            if tokens:
+                with torch.no_grad():
+                    nll = token_nll(self.policy, [prompt + tokens], [len(prompt)])  # (tokens,)
+                gaps += (-nll.cpu() - torch.tensor(theirs)).abs().tolist()
+        return gaps
+
+    def check_canary(self, prompts: list[list[int]]) -> float:
+        """Stops a run whose engine does not hold this very policy: stale weights are silent.
+
+        returns  the mean gap in nats a token
+        raises   RuntimeError  where it is above TOLERANCE
+        """
+        gaps = self.canary_gaps(prompts)
+        gap = float(np.mean(gaps)) if gaps else 0.0
+        allowed = self.TOLERANCE[self.dtype]
+        if not gap <= allowed:  # NaN included
+            raise RuntimeError(
+                "the sampling engine does not hold the policy's weights: log-probabilities of its "
+                f"samples differ by {gap:.3g} nats a token, {allowed:g} is allowed"
+            )
+        return gap
 
 
 @contextmanager
 def process_state_kept() -> Iterator[None]:
-    """Undoes what starting vLLM does to the whole process: it reseeds python, numpy and torch; on a CPU it also changes the thread count,
-    replaces torch.set_num_threads by a stub and sets LD_PRELOAD for children."""
+    """Undoes what starting vLLM does to the whole process.
+
+    It reseeds python, numpy and torch. On a CPU it also changes the thread count, replaces
+    torch.set_num_threads by a stub, and sets LD_PRELOAD for children.
+    """
     import torch
-    states, cuda = (random.getstate(), np.random.get_state(), torch.get_rng_state()), torch.cuda.is_available() and torch.cuda.get_rng_state_all()
-    threads, set_num_threads, preload = torch.get_num_threads(), torch.set_num_threads, os.environ.get("LD_PRELOAD")
+
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    threads, set_num_threads = torch.get_num_threads(), torch.set_num_threads
+    preload = os.environ.get("LD_PRELOAD")
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         torch.set_num_threads = set_num_threads
         torch.set_num_threads(threads)
-        os.environ.pop("LD_PRELOAD", None) if preload is None else os.environ.update(LD_PRELOAD=preload)
+        os.environ.pop("LD_PRELOAD", None)
+        if preload is not None:
+            os.environ["LD_PRELOAD"] = preload
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
+        if cuda_states:
+            torch.cuda.set_rng_state_all(cuda_states)
 
 
-class Draft(NamedTuple):
-    """One response as vLLM returns it: ids without the stop token, "stop" or "length", log-probabilities where asked for."""
-    tokens: list[int]
-    finish_reason: str
-    logprobs: list[float] | None
+def forward_to(bar) -> Callable:
+    """What vLLM takes for use_tqdm, so that our own bar moves.
 
-
-class VLLMEngine:
-    """vLLM inside this process: weights pass by reference, nothing goes through disk. Built before the trainer, it starts asleep and empty.
-
-    model_dir         only its config.json is read: no weights, no tokenizer
-    dtype             "bfloat16" on a GPU; "float32" on a CPU, where sleep frees nothing
-    stop_ids          the only tokens that end a response, whatever (generation_)config.json says
-    gpu_memory        share of the GPU's whole memory; must be free now and at every `wake`
-    cpu_kv_gib        KV cache on a CPU; VLLM_CPU_KVCACHE_SPACE (whole GiB) overrides it
+    Its bar over prompts being read is left out; its bar over responses prints nowhere.
     """
-
-    def __init__(self, model_dir, tokenizer, *, dtype: str, seed: int, stop_ids: list[int], max_model_len: int, gpu_memory: float = 0.9,
-                 max_num_seqs: int = 1024, cpu_kv_gib: int = 2):
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"                          # the engine lives in this process
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        self.tokenizer, self.dtype, self.stop_ids, self.gpu = tokenizer, dtype, list(stop_ids), device() == "cuda"
-        memory = (dict(enable_sleep_mode=True, gpu_memory_utilization=gpu_memory, max_num_seqs=max_num_seqs, max_cudagraph_capture_size=max_num_seqs)
-                  if self.gpu else dict(enforce_eager=True, kv_cache_memory_bytes=cpu_kv_gib << 30,
-                                        # a prompt read in two parts rewinds its generator, which torch's CPU generators can't
-                                        enable_chunked_prefill=False, max_num_batched_tokens=max(4096, max_model_len)))
-        with process_state_kept():
-            from vllm import LLM
-            self.llm = LLM(str(model_dir), load_format="dummy", skip_tokenizer_init=True, seed=seed, dtype=dtype, max_model_len=max_model_len,
-                           generation_config="vllm", **memory)
-        self.awake = True
-        self.sleep()
-
-    @memory_by("a smaller --gpu-memory")
-    def wake(self, policy) -> None:
-        """Memory for the weights, the policy's weights into it, memory for the KV cache: in this order the peak is lowest.
-
-        The weights are state_dict's: named_parameters would name tied embeddings once and leave lm_head stale.
-        """
-        if self.gpu and not self.awake:
-            import torch
-            torch.cuda.empty_cache()                                               # vLLM's memory is not torch's: what training has freed goes back first
-            self.llm.wake_up(tags=["weights"])
-        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(policy.state_dict().items())})
-        if self.gpu and not self.awake:
-            self.llm.wake_up(tags=["kv_cache"])
-        self.llm.reset_prefix_cache()                                              # no cached prefix outlives the weights that made it
-        self.awake = True
-
-    def sleep(self) -> None:
-        """Frees the GPU of weights and KV cache (level 2: nothing is kept, so nothing stale can be sampled)."""
-        if self.gpu and self.awake:
-            self.llm.sleep(level=2)
-        self.awake = False
-
-    def generate(self, prompts: list[list[int]], n: int, temperature: float, max_tokens: int, seed: int, bar=None, logprobs: bool = False
-                 ) -> list[list[Draft]]:
-        """n responses a prompt (token ids) from the whole distribution; no two of them, nor calls of different seeds, share a random stream.
-
-        temperature 0 is greedy, with n = 1; logprobs are those at temperature 1. raises RuntimeError between sleep and wake
-        """
-        if not self.awake:
-            raise RuntimeError("the sampling engine is asleep and holds no policy: call engine.wake(policy) first")
-        from vllm import SamplingParams
-        first = int(np.random.SeedSequence(seed).generate_state(1)[0])             # child j of prompt i draws from seed first + i n + j
-        params = [SamplingParams(n=n, temperature=temperature, max_tokens=max_tokens, seed=first + i * n, stop_token_ids=self.stop_ids,
-                                 ignore_eos=True, detokenize=False, logprobs=0 if logprobs else None) for i in range(len(prompts))]
-        outputs = self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False if bar is None else forward_to(bar))
-        return [[self._draft(o) for o in output.outputs] for output in outputs]
-
-    def _draft(self, output) -> Draft:
-        tokens = list(output.token_ids)[:-1 if output.finish_reason == "stop" else None]       # vLLM leaves the stop token in
-        return Draft(tokens, output.finish_reason, output.logprobs and [row[t].logprob for row, t in zip(output.logprobs, tokens)])
-
-    def sample(self, prompts: list[list[int]], n: int, temperature: float, max_tokens: int, seed: int, bar=None) -> list[list[Sample]]:
-        """As HFEngine.sample: n responses to each prompt, as text."""
-        return [[Sample(self.tokenizer.decode(d.tokens, skip_special_tokens=True), d.finish_reason) for d in drafts]
-                for drafts in self.generate(prompts, n, temperature, max_tokens, seed, bar)]
-
-
-def forward_to(bar):
-    """What vLLM takes for use_tqdm, moving our own bar: its bar over prompts being read is left out, its bar over responses prints nowhere."""
     from tqdm import tqdm
 
     class Forward(tqdm):
         def update(self, n=1):
             bar.update(n)
             return super().update(n)
-    return lambda *args, **kwargs: args[0] if args else Forward(**{**kwargs, "file": io.StringIO(), "dynamic_ncols": False})
+
+    def make(*args, **kwargs):
+        if args:
+            return args[0]
+        return Forward(**{**kwargs, "file": io.StringIO(), "dynamic_ncols": False})
+
+    return make
 
 
-CANARY_TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}   # mean nats a token; with the right weights 1e-6 and 0.007 were measured on a CPU
+# -- which one ------------------------------------------------------------------------------------
 
 
-def canary_gap(engine: VLLMEngine, policy, prompts: list[list[int]], seed: int) -> tuple[float, float]:
-    """(mean, max) over tokens of |log p_engine - log p_policy|, on one short response a prompt."""
-    import torch
-    training, gaps = policy.training, []
-    policy.eval()
-    for prompt, [d] in zip(prompts, engine.generate(prompts, 1, 1.0, 16, seed, logprobs=True)):
-        if d.tokens:
-            with torch.no_grad():
-                logp = -token_nll(policy, [prompt + d.tokens], [len(prompt)]).cpu()            # (response,)
-            gaps += (logp - torch.tensor(d.logprobs)).abs().tolist()
-    policy.train(training)
-    return (float(np.mean(gaps)), float(np.max(gaps))) if gaps else (0.0, 0.0)
+def make_engine(cfg: Config, tokenizer, prompt: Callable, model: str | Path) -> Engine:
+    """The sampler. vLLM is built before the trainer takes memory, and put to sleep at once."""
+    stops = find_stop_ids(tokenizer, model)
+    vllm_fits = device() == "cuda" and find_spec("vllm") is not None
+    if cfg.engine == "hf" or (cfg.engine == "auto" and not vllm_fits):
+        return HFEngine(cfg, tokenizer, prompt, stops)
+    return VLLMEngine(cfg, tokenizer, prompt, stops, model)
 
 
-def check_canary(engine: VLLMEngine, policy, prompts: list[list[int]], seed: int) -> float:
-    """Stops a run whose engine does not hold this very policy: sampling from stale weights is silent otherwise.
-
-    returns the mean gap in nats a token; raises RuntimeError above CANARY_TOLERANCE
-    """
-    mean, worst = canary_gap(engine, policy, prompts, seed)
-    if not mean <= CANARY_TOLERANCE[engine.dtype]:                                 # NaN included
-        raise RuntimeError(f"the sampling engine does not hold the policy's weights: log-probabilities of its samples differ by {mean:.3g} nats "
-                           f"a token (max {worst:.3g}), {CANARY_TOLERANCE[engine.dtype]:g} is allowed")
-    return mean
-
-
-def stop_ids(tokenizer, model: str | Path) -> list[int]:
-    """The tokens that end a response: the tokenizer's, and those of the model's generation config (chat models end turns with another)."""
+def find_stop_ids(tokenizer, model: str | Path) -> list[int]:
+    """The tokenizer's end of text, and the generation config's, which ends a chat model's turns."""
     from transformers import GenerationConfig
+
+    stops = [tokenizer.eos_token_id]
     try:
-        more = GenerationConfig.from_pretrained(model).eos_token_id
+        more = GenerationConfig.from_pretrained(model).eos_token_id or []
+        stops += more if isinstance(more, list) else [more]
     except OSError:
-        more = None
-    more = more if isinstance(more, list) else [] if more is None else [more]
-    return list(dict.fromkeys([tokenizer.eos_token_id, *more]))
+        pass
+    return list(dict.fromkeys(stops))
 
 
 def gpu_share(cfg: Config, model: str | Path) -> float:
-    """What the trainer leaves of the GPU while vLLM is awake: its weights, its optimizer (see `beside`) and 8 GiB stay."""
+    """vLLM's share of the GPU: what weights, optimizer and 8 GiB of the trainer's leave."""
     import torch
-    n, total = n_parameters(str(model)), torch.cuda.get_device_properties(0).total_memory if device() == "cuda" else 0
-    if not total or n is None:
+
+    n = n_parameters(str(model))
+    if device() != "cuda" or n is None:
         return 0.4
-    need = needs(cfg, n, None, True)
-    held = beside(cfg, need)
+    total = torch.cuda.get_device_properties(0).total_memory
+    needed = needs(cfg, n, None, True)
+    held = beside(cfg, needed)
     share = (total - held - 2**33) / total
     if share * total < 2.5 * n:
-        raise UserError(f"--model {model}: beside {held / 2**30:.0f} GiB of weights and optimizer vLLM has no room on a GPU of {total / 2**30:.0f} GiB; "
-                        f"take a larger GPU, {'--offload-optimizer, ' * (held > need['weights'])}a smaller --model, or --engine hf")
+        offload = "--offload-optimizer, " if held > needed["weights"] else ""
+        raise UserError(
+            f"--model {model}: beside {held / 2**30:.0f} GiB of weights and optimizer vLLM has no "
+            f"room on a GPU of {total / 2**30:.0f} GiB; take a larger GPU, {offload}"
+            "a smaller --model, or --engine hf"
+        )
     return round(share, 3)
-
-
-def make_engine(cfg: Config, tokenizer, model: str | Path):
-    """The sampler. vLLM is built before the trainer takes memory, and put to sleep at once   [README, "vLLM and the swap"]"""
-    stops = stop_ids(tokenizer, model)
-    if cfg.engine == "hf" or cfg.engine == "auto" and not (device() == "cuda" and find_spec("vllm")):
-        return HFEngine(tokenizer, stops, cfg.sample_budget)
-    return VLLMEngine(model, tokenizer, dtype="bfloat16" if device() == "cuda" or cfg.optim == "adamw8bit" else "float32", seed=cfg.seed, stop_ids=stops,
-                      max_model_len=cfg.max_length + cfg.max_tokens, gpu_memory=cfg.gpu_memory or gpu_share(cfg, model))
-
-
-class Job(NamedTuple):
-    """One batch of sampling: n responses to each query at a temperature, kept under parts/NAME until the iteration is written."""
-    name: str
-    queries: list[Query]
-    n: int
-    temperature: float
-
-
-def sample(engine, policy, jobs: Sequence[Job], prompt: Callable[[Query], list[int]], cfg: Config, parts: Path, desc: str) -> list[list[list[Sample]]]:
-    """Wakes the engine with the policy's weights, runs the jobs in chunks that survive a kill, puts the engine to sleep.
-
-    returns  for each job, for each of its queries, n Samples (text and finish_reason)
-    """
-    if not jobs:
-        return []
-    bar = data.progress(sum(len(j.queries) * j.n for j in jobs), desc)
-    engine.wake(policy)
-    if isinstance(engine, VLLMEngine):             # it holds a copy of the weights, and a copy can be stale
-        check_canary(engine, policy, [prompt(q) for q in jobs[0].queries[:4]], cfg.seed)
-    results = []
-    for job in jobs:
-        groups: list[list[Sample]] = []
-        for k in range(0, len(job.queries), cfg.chunk):
-            queries, part = job.queries[k:k + cfg.chunk], parts / f"{job.name}.{k}.jsonl.gz"
-            if part.exists():
-                chunk = [[Sample(**s) for s in json.loads(line)] for line in gzip.decompress(part.read_bytes()).decode().splitlines()]
-                bar.update(len(queries) * job.n)
-            else:
-                with data.unbroken():
-                    chunk = engine.sample([prompt(q) for q in queries], job.n, job.temperature, cfg.max_tokens, seed_of(cfg.seed, job.name, k), bar)
-                    lines = (json.dumps([{"response": s.response, "finish_reason": s.finish_reason} for s in g]) for g in chunk)
-                    write(part, gzip.compress("\n".join(lines).encode(), 3, mtime=0))
-            groups += chunk
-        results.append(groups)
-    engine.sleep()
-    bar.close()
-    return results

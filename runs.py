@@ -1,8 +1,12 @@
-"""What a run stands on: its folder, and its data, models and sampler."""
+"""What a run stands on: its folder, and its data, models and sampler.
+
+Config -> Run (runs/NAME: config, metrics, ledger, samples, checkpoints)
+Config -> Setup (splits, base model, tokenizer, sampler, the SFT set)
+"""
+
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import functools
 import gzip
 import json
@@ -11,223 +15,426 @@ import os
 import shutil
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Iterator, NamedTuple, Sequence
+from typing import Callable
+
+import numpy as np
+from filelock import FileLock, Timeout
 
 import data
 import metrics
-import report as report_
-import rewards
+import report
+import sandbox
 import toy
-from config import LOADERS, MEMORY, METHODS, Config
-from data import Query, Sample, Splits, UserError
-from engine import make_engine
-from trainer import (adamw, beside, cosine, device, encode, is_complete, load_policy, load_tokenizer, n_parameters, needs, one_at_a_time, prune, save_checkpoint,
-                     train, write)
+from config import LOADERS, MEMORY, Config
+from data import Query, Splits, UserError
+from engine import Engine, make_engine
+from trainer import (
+    CACHE,
+    Phase,
+    State,
+    adamw,
+    beside,
+    device,
+    encode,
+    is_complete,
+    load_policy,
+    load_tokenizer,
+    n_parameters,
+    needs,
+    one_at_a_time,
+    save,
+    train,
+    write,
+)
+
+# -- the run's folder -----------------------------------------------------------------------------
 
 
-def put_line(path: Path, row: dict) -> None:
-    """Sets the line of row["iter"] in a JSON-lines file and drops later ones (they would come from before a step back)."""
-    rows = [r for r in metrics.read_jsonl(path) if r["iter"] < row["iter"]] + [row]
-    write(path, "".join(json.dumps(r) + "\n" for r in rows).encode())
+class Run:
+    """runs/NAME: one process at a time, always with the same config, but for MEMORY's settings.
 
-
-def open_run(cfg: Config) -> Path:
-    """Makes or re-opens runs/NAME: one process at a time, always with the same config; only what memory is used (MEMORY) may change on the way.
-
-    raises UserError  if another process holds it, or its config.json differs (naming the keys)
+    rows    the iterations that are done, as in metrics.jsonl
+    raises  UserError  if another process holds the folder, or its config.json differs
     """
-    cfg.out = cfg.out or f"runs/{cfg.task}-{cfg.method}-{cfg.reward}-{cfg.seed}"
-    out = Path(cfg.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = open(out / "lock", "w")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"--out {out}: another process is writing to it") from None
-    except OSError as e:
-        raise UserError(f"--out {out}: {e.strerror}") from None
-    open_run.locks = [*getattr(open_run, "locks", []), lock]        # held until the process ends
-    mine = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in ("out", "preflight")}
-    theirs = None
-    if (out / "config.json").exists() and any(f.name not in ("lock", "config.json") for f in out.iterdir()):       # a start that failed holds nothing
+
+    def __init__(self, cfg: Config):
+        cfg.out = cfg.out or f"runs/{cfg.task}-{cfg.method}-{cfg.reward}-{cfg.seed}"
+        self.cfg, self.out = cfg, Path(cfg.out)
         try:
-            theirs = json.loads((out / "config.json").read_text())
-        except ValueError:
-            raise UserError(f"--out {out}: its config.json is broken; choose another --out") from None
-        differing = sorted(k for k in (mine.keys() | theirs.keys()) - MEMORY if mine.get(k) != theirs.get(k))
-        if differing:
-            said = ", ".join(f"{k} {theirs.get(k)!r} -> {mine.get(k)!r}" for k in differing)
-            raise UserError(f"--out {out} holds a run with another config ({said}); choose another --out")
-    if mine != theirs:
-        write(out / "config.json", (json.dumps(mine, indent=2) + "\n").encode())
-    return out
+            self.out.mkdir(parents=True, exist_ok=True)
+            self.lock = FileLock(self.out / "lock", is_singleton=True)
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"--out {self.out}: another process is writing to it") from None
+        except OSError as e:
+            raise UserError(f"--out {self.out}: {e.strerror}") from None
+        self.check_config()
+        self.rows = metrics.read_jsonl(self.out / "metrics.jsonl")
+        self.clock = time.perf_counter()
+
+    def check_config(self) -> None:
+        """Writes config.json, or compares with the one that is there."""
+        path = self.out / "config.json"
+        mine = dataclasses.asdict(self.cfg)
+        del mine["out"], mine["preflight"]
+        files = {f.name for f in self.out.iterdir()} - {"lock", "config.json"}
+        theirs = None
+        if path.exists() and files:  # a start that failed holds nothing
+            try:
+                theirs = dict(json.loads(path.read_text()))
+            except (ValueError, TypeError):
+                raise UserError(
+                    f"--out {self.out}: its config.json is broken; choose another --out"
+                ) from None
+            keys = sorted((mine.keys() | theirs.keys()) - MEMORY)
+            other = [k for k in keys if mine.get(k) != theirs.get(k)]
+            if other:
+                changes = [f"{k} {theirs.get(k)!r} -> {mine.get(k)!r}" for k in other]
+                raise UserError(
+                    f"--out {self.out} holds a run with another config ({', '.join(changes)}); "
+                    "choose another --out"
+                )
+        if mine != theirs:
+            write(path, (json.dumps(mine, indent=2) + "\n").encode())
+
+    @property
+    def finished(self) -> bool:
+        """True if the last iteration's metrics are written."""
+        return len(self.rows) > self.cfg.last_iter
+
+    def lap(self, t: int, phase: str) -> None:
+        """Appends the seconds since the last lap to times.jsonl.
+
+        They stand apart from metrics.jsonl, which is the same bits every time.
+        """
+        now = time.perf_counter()
+        row = {"iter": t, "phase": phase, "seconds": round(now - self.clock, 3)}
+        with open(self.out / "times.jsonl", "a", encoding="utf-8") as f:
+            f.write("\n" + json.dumps(row) + "\n")  # on a line of its own after a torn one, too
+        self.clock = now
+
+    def put(self, name: str, row: dict) -> None:
+        """Sets the line of row["iter"] in a JSON-lines file, and drops later ones."""
+        rows = [r for r in metrics.read_jsonl(self.out / name) if r["iter"] < row["iter"]]
+        lines = [json.dumps(r) + "\n" for r in [*rows, row]]
+        write(self.out / name, "".join(lines).encode())
+
+    def save_decision(self, t: int, decision: dict, reward, correct, text) -> None:
+        """The ledger's line of an iteration, and the samples it was decided on, for replay."""
+        path = self.out / "samples" / f"balance_{t}.npz"
+        path.parent.mkdir(exist_ok=True)
+        tmp = path.with_suffix(".tmp")
+        with open(tmp, "wb") as f:
+            np.savez_compressed(f, reward=reward, correct=correct, text=text)
+        os.replace(tmp, path)
+        self.put("ledger.jsonl", {"iter": t, **decision})
+        if decision["blind"]:
+            print(
+                f"balance {t}: no right answer among the subset's samples; "
+                f"T {decision['temperature']:g} and tau {decision['tau']:g} are the default",
+                file=sys.stderr,
+            )
+
+    def save_samples(self, t: int, queries: list[Query], pool, kept) -> None:
+        """samples/iter_N.jsonl.gz: one object a sample, for anyone to read."""
+        chosen = {id(s) for group in kept for s in group}
+        lines = []
+        for q, group in zip(queries, pool):
+            for s in group:
+                row = {"query": q.id, **dataclasses.asdict(s), "selected": id(s) in chosen}
+                if s.reward == -math.inf:  # cut off; JSON has no infinity
+                    row["reward"] = None
+                lines.append(json.dumps(row))
+        content = gzip.compress("\n".join(lines).encode(), 5, mtime=0)
+        write(self.out / "samples" / f"iter_{t}.jsonl.gz", content)
+
+    def end_iteration(self, row: dict, start: Path | str) -> None:
+        """Writes an iteration's metrics, and it is done; prints its line and the new alarms."""
+        row = {"iter": row["iter"], "eval_samples": self.cfg.eval_samples, "S": self.cfg.S, **row}
+        before = [r for r in self.rows if r["iter"] < row["iter"]]
+        self.rows = [*before, row]
+        best = max(self.rows, key=lambda r: r["val/pass@1"])["iter"]
+        prune(self.out, start, row["iter"], best)
+        self.put("metrics.jsonl", row)
+        shutil.rmtree(self.out / "parts", ignore_errors=True)
+        print(log_line(row, self.cfg.last_iter, self.seconds(row["iter"])), flush=True)
+
+        ledger = metrics.read_jsonl(self.out / "ledger.jsonl")
+        earlier = [d for d in ledger if d["iter"] < row["iter"]]
+        known = {line.split(":")[0] for line in report.alarms(before, earlier)}
+        for line in report.alarms(self.rows, ledger):
+            if line.split(":")[0] not in known:  # once, when it begins; the report has them all
+                print(f"alarm | {line}", file=sys.stderr)
+
+    def seconds(self, t: int) -> dict[str, float]:
+        """Seconds of each phase of an iteration, over all starts of the run."""
+        total: dict[str, float] = {}
+        for row in metrics.read_jsonl(self.out / "times.jsonl"):
+            if row["iter"] == t:
+                total[row["phase"]] = total.get(row["phase"], 0) + row["seconds"]
+        return total
+
+    def finish(self) -> None:
+        """Prints the run's table and writes its report."""
+        shutil.rmtree(self.out / "parts", ignore_errors=True)
+        run = report.read_run(self.out)
+        print(report.table([run]))
+        print(report.report([run], self.out), f"{self.out}/metrics.jsonl", f"{self.out}/policy")
 
 
-@contextmanager
-def clock(out: Path, t: int, phase: str) -> Iterator[None]:
-    """Appends the seconds of a phase to times.jsonl (apart from metrics.jsonl, which is the same bits every time)."""
-    start = time.perf_counter()
-    yield
-    with open(out / "times.jsonl", "a", encoding="utf-8") as f:
-        f.write("\n" + json.dumps({"iter": t, "phase": phase, "seconds": round(time.perf_counter() - start, 3)}) + "\n")   # after a torn line, too
+def prune(out: Path, start: Path | str, t: int, best: int) -> None:
+    """Keeps the last two checkpoints and the best; policy and best are links to newest and best."""
+    checkpoints = out / "checkpoints"
+    for old in checkpoints.glob("iter_*"):
+        if int(old.name[5:]) not in (t, t - 1, best):
+            shutil.rmtree(old)
+    for name, i in (("policy", t), ("best", best)):
+        target = checkpoints / f"iter_{i}"
+        if not target.exists():
+            target = Path(start)
+        if target.exists():  # not where the start is a model on the hub
+            link = out / f".{name}.tmp"
+            link.unlink(missing_ok=True)
+            link.symlink_to(os.path.relpath(target, out))
+            os.replace(link, out / name)
+
+
+def log_line(row: dict, last_iter: int, seconds: dict[str, float]) -> str:
+    """The one greppable line of an iteration."""
+    K, S = row["eval_samples"], row["S"]
+    parts = [f"iter {row['iter']}/{last_iter}"]
+    if row.get("qe") is not None:
+        parts.append(f"T {row['temperature']:g} tau {row['tau']:g} qe {row['qe']:.3f}")
+        parts.append(f"kept {row['kept']}/{row['sampled']}")
+    if row.get("loss") is not None:
+        parts.append(f"loss {row['loss']:.4f}")
+    keys = ("pass@1", f"pass@{K}", f"pass@{K}-{S}", f"reward@{K}-{S}")
+    scores = [f"{key} {row[key]:.1f}" for key in keys if key in row]
+    if "distinct" in row:
+        scores.append(f"distinct {row['distinct']:.2f}")
+    parts.append(" ".join(scores))
+    if row.get("false_reasoning") is not None:
+        parts.append(f"sound@{K} {row[f'sound@{K}']:.1f} false {row['false_reasoning']:.2f}")
+    parts.append(" ".join(f"{phase} {s:.0f}s" for phase, s in seconds.items()))
+    return " | ".join(parts)
+
+
+# -- data, models, sampler ------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Setup:
+    """What a run stands on, made from its Config alone."""
+
+    splits: Splits
+    base: str  # the base model's folder or hub name
+    tokenizer: object
+    prompt: Callable[[Query], list[int]]
+    engine: Engine  # asleep
+    human: list[tuple[list[int], int]]  # the SFT set, as training examples
+
+
+def set_up(cfg: Config, run: Run | None = None) -> Setup:
+    """Data, base model, tokenizer, sampler and SFT set; what can fail for a user fails here."""
+    settle(cfg)
+    preflight(cfg)
+    splits = LOADERS[cfg.task](cfg)
+    base = cfg.model or toy_base(cfg)
+    if run:
+        run.lap(0, "base")
+    tokenizer = load_tokenizer(base)
+    chat = use_chat(cfg, tokenizer)
+    prompt = functools.cache(lambda q: data.prompt_ids(tokenizer, q, splits, chat))
+    drop_long_prompts(splits, prompt, cfg)
+    engine = make_engine(cfg, tokenizer, prompt, base)  # before the trainer takes memory
+    human = [(q, y) for q in splits.train for y in (q.solution, *q.more_solutions) if y]
+    examples = encode(human, prompt, tokenizer, cfg, "human solutions")
+    return Setup(splits, base, tokenizer, prompt, engine, examples)
 
 
 def settle(cfg: Config) -> None:
-    """transformers' own bars and warnings off, ours say what a user needs; and the toy, too small for more, on two threads unless told otherwise."""
+    """Turns transformers' own bars and warnings off; gives the toy two threads.
+
+    The toy's matrices are too small for more; OMP_NUM_THREADS overrides it.
+    """
     import torch
     import transformers
+
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     if not cfg.model and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(2, os.cpu_count()))
 
 
-def fits(cfg: Config) -> None:
-    """The preflight: says what the run needs and stops, before a weight is read, where programs can't be run safely or it can't fit.
-
-    raises UserError  naming the flags that would make it fit; SystemExit after --preflight
-    """
-    if cfg.offload_optimizer and device() == "cpu":
-        raise UserError("--offload-optimizer: without a GPU the optimizer is in host memory all the time; leave the flag out")
-    if cfg.reward == "tests":                      # fails closed, hours before the first program
-        rewards.run_unit_tests("", {"inputs": [""], "outputs": [""]}, unsafe=cfg.unsafe_code)
-    n = n_parameters(cfg.model) if cfg.model else None
-    if n is None:
-        if cfg.preflight:
-            raise UserError(f"--preflight: {f'the size of --model {cfg.model} is not known without its config.json' if cfg.model else 'the toy needs 1 GiB'}; give a --model")
-        return
-    import torch
-    import transformers
-    gpu = torch.cuda.is_available()
-    have = torch.cuda.get_device_properties(0).total_memory if gpu else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    need = needs(cfg, n, transformers.AutoConfig.from_pretrained(cfg.model) if Path(cfg.model).is_dir() else None, gpu)
-    state, hf = need["weights"] + need["gradients"] + need["optimizer"], cfg.engine == "hf" or not gpu
-    train, draw = state + need["activations"], beside(cfg, need) + need["KV cache"] * hf
-    where = next(p for p in [Path(cfg.out).resolve(), *Path(cfg.out).resolve().parents] if p.exists())
-    there = sum(f.stat().st_size for root in (Path(cfg.out) / "checkpoints", Path("runs/cache")) for f in root.rglob("*") if f.is_file())
-    free, gib = shutil.disk_usage(where).free, lambda x: f"{x / 2**30:.3g} GiB"
-    print(f"preflight | {n / 1e9:.3g}B parameters | training {gib(train)}: " + ", ".join(f"{k} {gib(need[k])}" for k in ("weights", "gradients", "optimizer", "activations") if need[k])
-          + f" | sampling {gib(draw)}" + (f": KV cache {gib(need['KV cache'])}" * bool(need["KV cache"]) if hf else " and vLLM in what is left")
-          + f" | this machine has {gib(have)}{' on its GPU' if gpu else ''} | host {gib(need['weights'] + need['optimizer'] if gpu else max(train, draw))} | disk {gib(need['disk'])}, free {gib(free)}", flush=True)
-    if state > have or not gpu and n > 2e9 and cfg.engine != "hf":
-        raise UserError(f"--model {cfg.model}: training {n / 1e9:.2g}B parameters needs {state / 2**30:.0f} GiB (weights, gradients, --optim {cfg.optim}); this "
-                        f"machine has {have / 2**30:.0f} GiB{' on its GPU' if gpu else ' and no GPU'}: take a larger GPU, "
-                        f"{'--optim adamw8bit, ' * (cfg.optim == 'adamw')}or a smaller --model (up to {have * n / state / 1e9:.1g}B){'' if gpu else ' with --engine hf'}")
-    for what, total, flags in (("training", train, f"--token-budget {cfg.token_budget}" + ("" if cfg.gradient_checkpointing else ", or take --gradient-checkpointing")),
-                               ("sampling", draw, f"--sample-budget {cfg.sample_budget}" + ", or take --offload-optimizer" * (gpu and beside(cfg, need) > need["weights"]))):
-        if total > have:
-            raise UserError(f"--model {cfg.model}: {what} needs {gib(total)} of {gib(have)}; lower {flags}")
-    if need["disk"] - there > free:
-        raise UserError(f"--out {cfg.out}: its checkpoints need {gib(need['disk'] - there)} more on the disk, {gib(free)} are free; take another --out, or free some")
-    if cfg.preflight:
-        sys.exit(0)
-
-
 def use_chat(cfg: Config, tokenizer) -> bool:
-    """--chat auto: through the chat template where the tokenizer has one; raises UserError if it is asked for and missing."""
+    """--chat auto: through the chat template where the tokenizer has one."""
     if cfg.chat == "on" and tokenizer.chat_template is None:
         raise UserError(f"--chat on: the tokenizer of --model {cfg.model} has no chat template")
     return cfg.chat != "off" and tokenizer.chat_template is not None
 
 
-def drop_long_prompts(splits: Splits, prompt: Callable[[Query], list[int]], cfg: Config) -> None:
-    """Leaves out questions whose prompt alone fills --max-length; says how many on stderr."""
+def drop_long_prompts(splits: Splits, prompt: Callable, cfg: Config) -> None:
+    """Leaves out questions whose prompt alone fills --max-length; says how many."""
     for name, queries in {"train": splits.train, "val": splits.val, **splits.tests}.items():
         fit = [q for q in queries if len(prompt(q)) < cfg.max_length]
-        if len(fit) < len(queries):
-            print(f"{name}: {len(queries) - len(fit)} of {len(queries)} prompts fill --max-length {cfg.max_length} and are left out", file=sys.stderr)
-            queries[:] = fit
         if not fit:
             raise UserError(f"--max-length {cfg.max_length}: no prompt of the {name} set fits")
+        if len(fit) < len(queries):
+            print(
+                f"{name}: {len(queries) - len(fit)} of {len(queries)} prompts fill "
+                f"--max-length {cfg.max_length} and are left out",
+                file=sys.stderr,
+            )
+            queries[:] = fit
 
 
-def base_model(cfg: Config) -> str:
-    """The base model: --model, or the toy's, the same for all seeds: a tiny Llama that has read `toy.toy_text` once, made on the spot and cached."""
-    if cfg.model:
-        return cfg.model
-    folder = Path("runs/cache") / f"toy-base-{cfg.toy_max_ops}-{cfg.toy_texts}"
+def toy_base(cfg: Config) -> str:
+    """The toy's base model, the same for all seeds: a tiny Llama that has read careless authors."""
+    folder = CACHE / f"toy-base-{cfg.toy_max_ops}-{cfg.toy_texts}"
     with one_at_a_time(folder):
-        if not is_complete(folder):
-            toy.make_toy_model(tmp := folder.with_name(f".{folder.name}.tmp"), 0)
-            tokenizer, cfg = load_tokenizer(tmp), dataclasses.replace(cfg, out="", optim="adamw", batch_size=32, clip=1.0, token_budget=4096)
-            policy, texts = load_policy(cfg, tmp), toy.toy_text(cfg.toy_max_ops, cfg.toy_texts)
-            examples = [data.example(tokenizer, tokenizer("<s> " + q.text, add_special_tokens=False)["input_ids"], q.solution, 1000) for q in texts]
-            n = math.ceil(len(texts) / cfg.batch_size)
-            train(policy, adamw(policy, 5e-3), examples, range(n), lambda s: cosine(s, n, 5e-3, 1e-4, 0.02), cfg, 0, "toy base")
-            save_checkpoint(folder, policy, tokenizer, None, {})
+        if is_complete(folder):
+            return str(folder)
+        blank = folder.with_name(f".{folder.name}.blank")
+        toy.make_tiny_llama(blank, toy.TOY_WORDS, 0)
+        tokenizer = load_tokenizer(blank)
+        settings = dict(optim="adamw", batch_size=32, clip=1.0, token_budget=4096)
+        cfg = dataclasses.replace(cfg, **settings)
+        policy = load_policy(cfg, blank)
+        examples = []
+        for q in toy.story_texts(cfg.toy_max_ops, cfg.toy_texts):
+            ids = tokenizer("<s> " + q.text, add_special_tokens=False)["input_ids"]
+            examples.append(data.example(tokenizer, ids, q.solution, 1000))
+        n = math.ceil(len(examples) / cfg.batch_size)
+        phase = Phase("toy base", 0, range(n), n, peak=5e-3, end=1e-4, warmup=0.02)
+        train(policy, adamw(policy, 5e-3), examples, phase, cfg)
+        save(State(0, policy), folder, tokenizer)
+        shutil.rmtree(blank)
     return str(folder)
 
 
-class Setup(NamedTuple):
-    """What a run stands on, made from its Config alone."""
-    splits: Splits
-    base: str                              # the base model's folder or hub name
-    tokenizer: object
-    prompt: Callable[[Query], list[int]]
-    engine: object                         # asleep
-    human: list[tuple[list[int], int]]     # the SFT set, as training examples
+# -- will it fit ----------------------------------------------------------------------------------
 
 
-def set_up(cfg: Config) -> Setup:
-    """Data, tokenizer, the sampling engine and the SFT set; everything that can be told wrong before training is told here, by UserError."""
-    settle(cfg)
-    fits(cfg)
-    splits, base = LOADERS[cfg.task](cfg), base_model(cfg)
-    tokenizer = load_tokenizer(base)
-    chat = use_chat(cfg, tokenizer)
-    prompt = functools.cache(lambda q: data.prompt_ids(tokenizer, q, splits, chat))
-    drop_long_prompts(splits, prompt, cfg)
-    engine = make_engine(cfg, tokenizer, base)
-    human = [(q, y) for q in splits.train for y in (q.solution, *q.more_solutions) if y]
-    return Setup(splits, base, tokenizer, prompt, engine, encode(human, prompt, tokenizer, cfg, "human solutions"))
+def preflight(cfg: Config) -> None:
+    """Says what the run needs, and stops before a weight is read where it can't fit.
+
+    raises  UserError  naming the flags that would make it fit; SystemExit after --preflight
+    """
+    if cfg.offload_optimizer and device() == "cpu":
+        raise UserError(
+            "--offload-optimizer: without a GPU the optimizer is in host memory all the time; "
+            "leave the flag out"
+        )
+    if cfg.reward == "tests":  # fails closed, hours before the first program
+        sandbox.run_unit_tests("", {"inputs": [""], "outputs": [""]}, unsafe=cfg.unsafe_code)
+    n = n_parameters(cfg.model) if cfg.model else None
+    if n is None:
+        if cfg.preflight:
+            reason = "the toy needs 1 GiB"
+            if cfg.model:
+                reason = f"the size of --model {cfg.model} is not known without its config.json"
+            raise UserError(f"--preflight: {reason}; give a --model")
+        return
+
+    import torch
+    import transformers
+
+    gpu = torch.cuda.is_available()
+    if gpu:
+        have = torch.cuda.get_device_properties(0).total_memory
+    else:
+        have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    shape = None
+    if Path(cfg.model).is_dir():
+        shape = transformers.AutoConfig.from_pretrained(cfg.model)
+    budget = Budget(cfg, n, needs(cfg, n, shape, gpu), have, gpu)
+    print(budget.line(), flush=True)
+    budget.check()
+    if cfg.preflight:
+        sys.exit(0)
 
 
-def save_samples(path: Path, queries: list[Query], pool: list[list[Sample]], kept: list[list[Sample]]) -> None:
-    """samples/iter_N.jsonl.gz: one object a sample, for anyone to read."""
-    chosen = {id(s) for g in kept for s in g}
-    lines = (json.dumps({"query": q.id, **dataclasses.asdict(s), "reward": s.reward if s.reward > -math.inf else None, "selected": id(s) in chosen})
-             for q, g in zip(queries, pool) for s in g)
-    write(path, gzip.compress("\n".join(lines).encode(), 5, mtime=0))
+def gib(n_bytes: float) -> str:
+    """Bytes for people."""
+    return f"{n_bytes / 2**30:.3g} GiB"
 
 
-def log_line(row: dict, num_iters: int, seconds: dict[str, float]) -> str:
-    """The one greppable line of an iteration."""
-    K, S = row["eval_samples"], row["S"]
-    parts = [f"iter {row['iter']}/{num_iters}"]
-    if row.get("qe") is not None:
-        parts += [f"T {row['temperature']:g} tau {row['tau']:g} qe {row['qe']:.3f}", f"kept {row['kept']}/{row['sampled']}"]
-    if row.get("loss") is not None:
-        parts += [f"loss {row['loss']:.4f}"]
-    parts += [" ".join(f"{k} {row[k]:.1f}" for k in ("pass@1", f"pass@{K}", f"pass@{K}-{S}", f"reward@{K}-{S}") if k in row)]
-    if "distinct" in row:
-        parts[-1] += f" distinct {row['distinct']:.2f}"
-    if row.get("false_reasoning") is not None:
-        parts += [f"sound@{K} {row[f'sound@{K}']:.1f} false {row['false_reasoning']:.2f}"]
-    return " | ".join([*parts, " ".join(f"{k} {v:.0f}s" for k, v in seconds.items())])
+class Budget:
+    """What a run needs of this machine, in bytes, and whether that is there."""
+
+    def __init__(self, cfg: Config, n: int, needed: dict[str, int], have: int, gpu: bool):
+        self.cfg, self.n, self.needed, self.have, self.gpu = cfg, n, needed, have, gpu
+        self.state = needed["weights"] + needed["gradients"] + needed["optimizer"]
+        self.training = self.state + needed["activations"]
+        self.sampling = beside(cfg, needed)
+        if cfg.engine == "hf" or not gpu:
+            self.sampling += needed["KV cache"]
+        self.host = max(self.training, self.sampling)
+        if gpu:  # a checkpoint on its way
+            self.host = needed["weights"] + needed["optimizer"]
+        folder = Path(cfg.out).resolve()
+        there = next(p for p in (folder, *folder.parents) if p.exists())
+        self.disk_left = shutil.disk_usage(there).free
+
+    def line(self) -> str:
+        """All of it in one line."""
+        needed = self.needed
+        keys = ("weights", "gradients", "optimizer", "activations")
+        parts = ", ".join(f"{key} {gib(needed[key])}" for key in keys if needed[key])
+        beside_it = " and vLLM in what is left"
+        if self.cfg.engine == "hf" or not self.gpu:
+            beside_it = f": KV cache {gib(needed['KV cache'])}" if needed["KV cache"] else ""
+        return (
+            f"preflight | {self.n / 1e9:.3g}B parameters | "
+            f"training {gib(self.training)}: {parts} | "
+            f"sampling {gib(self.sampling)}{beside_it} | "
+            f"this machine has {gib(self.have)}{' on its GPU' if self.gpu else ''} | "
+            f"host {gib(self.host)} | disk {gib(needed['disk'])}, free {gib(self.disk_left)}"
+        )
+
+    def check(self) -> None:
+        """Raises UserError where memory or disk is too small, naming the flags that would help."""
+        cfg = self.cfg
+        self.check_state()
+        if self.training > self.have:
+            more = "" if cfg.gradient_checkpointing else ", or take --gradient-checkpointing"
+            raise UserError(
+                f"--model {cfg.model}: training needs {gib(self.training)} of {gib(self.have)}; "
+                f"lower --token-budget {cfg.token_budget}{more}"
+            )
+        if self.sampling > self.have:
+            offload = self.gpu and beside(cfg, self.needed) > self.needed["weights"]
+            more = ", or take --offload-optimizer" if offload else ""
+            raise UserError(
+                f"--model {cfg.model}: sampling needs {gib(self.sampling)} of {gib(self.have)}; "
+                f"lower --sample-budget {cfg.sample_budget}{more}"
+            )
+        missing = self.needed["disk"] - bytes_in(Path(cfg.out) / "checkpoints") - bytes_in(CACHE)
+        if missing > self.disk_left:
+            raise UserError(
+                f"--out {cfg.out}: its checkpoints need {gib(missing)} more on the disk, "
+                f"{gib(self.disk_left)} are free; take another --out, or free some"
+            )
+
+    def check_state(self) -> None:
+        """Weights, gradients and optimizer against the machine."""
+        cfg, have = self.cfg, self.have
+        too_slow = not self.gpu and self.n > 2e9 and cfg.engine != "hf"
+        if self.state <= have and not too_slow:
+            return
+        where = " on its GPU" if self.gpu else " and no GPU"
+        smaller_state = "--optim adamw8bit, " if cfg.optim == "adamw" else ""
+        engine = "" if self.gpu else " with --engine hf"
+        fits = have * self.n / self.state / 1e9
+        raise UserError(
+            f"--model {cfg.model}: training {self.n / 1e9:.2g}B parameters needs "
+            f"{self.state / 2**30:.0f} GiB (weights, gradients, --optim {cfg.optim}); this machine "
+            f"has {have / 2**30:.0f} GiB{where}: take a larger GPU, {smaller_state}"
+            f"or a smaller --model (up to {fits:.1g}B){engine}"
+        )
 
 
-def end_iteration(out: Path, row: dict, starts: Sequence[Path | str], cfg: Config) -> None:
-    """Writes an iteration's metrics (from here on it is done), prints its line, and clears what only a restart would have needed."""
-    row = {"iter": row["iter"], "eval_samples": cfg.eval_samples, "S": cfg.S, **row}
-    rows = [r for r in metrics.read_jsonl(out / "metrics.jsonl") if r["iter"] < row["iter"]] + [row]
-    prune(out, starts, row["iter"], max(rows, key=lambda r: r["val/pass@1"])["iter"])
-    put_line(out / "metrics.jsonl", row)
-    shutil.rmtree(out / "parts", ignore_errors=True)
-    [old.unlink() for old in out.glob("paused-*")]     # a stale one: another process finished the phase
-    seconds: dict[str, float] = {}
-    for r in metrics.read_jsonl(out / "times.jsonl"):
-        if r["iter"] == row["iter"]:
-            seconds[r["phase"]] = seconds.get(r["phase"], 0) + r["seconds"]
-    print(log_line(row, total_iters(cfg), seconds), flush=True)
-    ledger = [d for d in metrics.read_jsonl(out / "ledger.jsonl") if d["iter"] <= row["iter"]]
-    told = {line.split(":")[0] for line in report_.alarms(rows[:-1], [d for d in ledger if d["iter"] < row["iter"]])}
-    for line in report_.alarms(rows, ledger):
-        if line.split(":")[0] not in told:             # once, when it begins; the report has them as they stand at the end
-            print(f"alarm | {line}", file=sys.stderr)
-
-
-def total_iters(cfg: Config) -> int:
-    """The last iteration's number: for `sft`, whose iterations are its later epochs, what is left after the start."""
-    return cfg.num_iters if METHODS[cfg.method].iterate else cfg.sft_epochs // max(1, cfg.start_epoch) - 1
+def bytes_in(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())

@@ -1,7 +1,14 @@
-"""Plain PyTorch: load a policy, fine-tune it with AdamW, save it whole or not at all; and what memory that takes."""
+"""Plain PyTorch: load a policy, fine-tune it with AdamW, save it, find it again.
+
+    examples [(ids, n_prompt)] -> micro-batches -> token_nll -> AdamW steps -> a Hugging Face folder
+
+A checkpoint is a folder that appears whole or not at all: it is written under another name, flushed
+and renamed, and holds a fingerprint of each of its files. So whoever is killed starts the same
+command again, and loses at most the phase in hand.
+"""
+
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
@@ -12,18 +19,380 @@ import sys
 import warnings
 import zlib
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Iterator, Sequence
+from typing import Callable, Iterator
 
 import numpy as np
+from filelock import FileLock
 
 import data
 from config import METHODS, Config
-from data import Query, UserError
+from data import UserError
+
+CACHE = Path(
+    "runs/cache"
+)  # SFT checkpoints, PRMs and the toy's base: methods and rewards share them
+
+
+@dataclass
+class State:
+    """M_t, and what goes with it."""
+
+    t: int
+    policy: object
+    optimizer: object = None
+    log: dict = field(default_factory=dict)  # of the training that made it
+
+
+@dataclass
+class Phase:
+    """A stretch of training on a learning-rate schedule: linear warm-up, then a cosine."""
+
+    name: str
+    seed: int
+    steps: range  # their numbers on the schedule
+    horizon: int  # steps of the whole schedule
+    peak: float
+    end: float
+    warmup: float  # share of the horizon
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        return cosine(step, self.horizon, self.peak, self.end, self.warmup)
+
+
+def seed_of(*key) -> int:
+    """A 31-bit seed from a key such as (seed, iteration, phase).
+
+    No generator's state has to be saved, and no two phases share a stream.
+    """
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:4], "big") >> 1
+
+
+# -- load -----------------------------------------------------------------------------------------
+
+
+def device() -> str:
+    """ "cuda" where there is a GPU, else "cpu"."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def weights_dtype(cfg: Config):
+    """float32, or bf16 for adamw8bit, which rounds stochastically.
+
+    Plain bf16 weights would lose most updates at a learning rate of 5e-6 to rounding.
+    """
+    import torch
+
+    return torch.bfloat16 if cfg.optim == "adamw8bit" else torch.float32
+
+
+def autocast(cache: bool = False):
+    """bf16 arithmetic over float32 weights on a GPU; nothing on a CPU.
+
+    Its cache is a second copy of the model: only worth it in sampling.
+    """
+    import torch
+
+    enabled = torch.cuda.is_available()
+    return torch.autocast("cuda", torch.bfloat16, enabled=enabled, cache_enabled=cache)
+
+
+def load_policy(cfg: Config, model: str | Path, where: str = ""):
+    """The policy, on the device or `where`; raises UserError where it can't be read or trained."""
+    import transformers
+
+    try:
+        policy = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=weights_dtype(cfg))
+    except Exception as e:  # missing, truncated, of an unknown kind: a dozen exception types
+        raise UserError(f"--model {model}: {data.hub_reason(e)}") from None
+    for scale in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
+        if getattr(policy.config, scale, None) not in (None, 1.0):
+            raise UserError(
+                f"--model {model}: its head has {scale}, which the loss here leaves out; "
+                "take a Llama, Mistral or Qwen"
+            )
+    if cfg.gradient_checkpointing:
+        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return policy.to(where or device())
+
+
+def load_tokenizer(model: str | Path):
+    """The tokenizer of a model folder or hub name; raises UserError where there is none."""
+    import transformers
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as e:
+        raise UserError(f"--model {model}: {data.hub_reason(e)}") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"--model {model}: its tokenizer has no end-of-text token, so no response could end"
+        )
+    return tokenizer
+
+
+def adamw(policy, lr: float):
+    """Fused AdamW; over bf16 weights torchao's, with 8-bit moments and stochastic rounding.
+
+    No weight decay: the paper names none.
+    """
+    import torch
+
+    if policy.dtype == torch.bfloat16:
+        from torchao.optim import AdamW8bit
+
+        # torchao's tensors warn of a cache of compiled code
+        warnings.filterwarnings("ignore", message=".*_stable_hash_for_caching")
+        return AdamW8bit(policy.parameters(), lr=lr, weight_decay=0.0, bf16_stochastic_round=True)
+    return torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=0.0, fused=True)
+
+
+def place(optimizer, where) -> None:
+    """Moves the moments to a device; the step counts stay where torch wants them."""
+    for state in optimizer.state.values():
+        for name, value in state.items():
+            if value.dim() > 0:
+                state[name] = value.to(where)
+
+
+# -- train ----------------------------------------------------------------------------------------
+
+
+def token_nll(policy, rows: list[list[int]], n_prompts: list[int]):
+    """-log p(y_t | x, y_<t) of every response token, flat   [Eq. 3, App. B]
+
+    rows       (B, l_i) ids of prompt and response
+    n_prompts  (B,) tokens of each prompt
+    returns    (sum of response lengths,) float32
+
+    Padding stands on the right, where causal attention never looks back from, so no mask is needed.
+    The head runs at response positions only: no (B, L, vocabulary) tensor exists.
+    """
+    import torch
+
+    L = max(map(len, rows))
+    padded = [list(row) + [0] * (L - len(row)) for row in rows]
+    ids = torch.tensor(padded, device=policy.device)  # (B, L)
+
+    target = torch.arange(1, L)  # the token that a position predicts
+    first = torch.tensor(n_prompts)[:, None]
+    end = torch.tensor([len(row) for row in rows])[:, None]
+    is_response = ((target >= first) & (target < end)).to(policy.device)  # (B, L-1)
+
+    with autocast():
+        hidden = policy.base_model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
+        logits = policy.get_output_embeddings()(hidden[is_response])  # (tokens, vocabulary)
+    targets = ids[:, 1:][is_response]  # (tokens,)
+    return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def accumulate(policy, batch: list[tuple[list[int], int]], token_budget: int) -> float:
+    """Adds the gradient of the mean over *all* response tokens of a global batch.
+
+    returns  that mean, whatever the micro-batches
+    """
+    n_tokens = sum(len(ids) - n_prompt for ids, n_prompt in batch)
+    mean = 0.0
+    for rows, n_prompts in data.micro_batches(batch, token_budget):
+        loss = token_nll(policy, rows, n_prompts).sum() / n_tokens
+        loss.backward()
+        mean += loss.item()
+    return mean
+
+
+def cosine(step: int, horizon: int, peak: float, end: float, warmup: float) -> float:
+    """Learning rate of a step: linear warm-up over a share of the horizon, then a cosine.
+
+    >>> [round(cosine(s, 10, 1.0, 0.1, 0.1), 3) for s in (0, 1, 5, 9)]
+    [1.0, 0.973, 0.472, 0.1]
+    """
+    rise = max(1, round(warmup * horizon))
+    if step < rise:
+        return peak * (step + 1) / rise
+    progress = min(1.0, (step + 1 - rise) / max(1, horizon - rise))
+    return end + (peak - end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def batches(n_examples: int, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Batches of indices without end; every example comes once before any comes again."""
+    order = np.zeros(0, dtype=int)
+    while True:
+        while len(order) < batch_size:
+            order = np.concatenate([order, rng.permutation(n_examples)])
+        yield order[:batch_size]
+        order = order[batch_size:]
+
+
+def set_rate(optimizer, lr: float) -> None:
+    """Sets the learning rate; torchao keeps it as a tensor."""
+    import torch
+
+    for group in optimizer.param_groups:
+        group["lr"] = torch.tensor(lr) if torch.is_tensor(group["lr"]) else lr
+
+
+@contextmanager
+def memory_by(flags: str) -> Iterator[None]:
+    """A GPU that runs out of memory is one line that names the flags to change (config.MEMORY)."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as e:
+        reason = ". ".join(str(e).split(". ")[:2])
+        raise UserError(
+            f"{reason}; what was complete is kept, the same command with {flags} goes on"
+        ) from None
+
+
+@memory_by("a smaller --token-budget, or with --gradient-checkpointing,")
+def train(
+    policy,
+    optimizer,
+    examples: list[tuple[list[int], int]],
+    phase: Phase,
+    cfg: Config,
+    accumulate: Callable = accumulate,
+) -> dict:
+    """The optimizer steps of one phase.
+
+    examples  (ids, n_prompt) pairs
+    returns   loss and grad_norm (before clipping), means over the phase; skipped, the steps whose
+              loss or gradient was not finite
+    raises    UserError  after three such steps in a row
+    """
+    import torch
+
+    losses, norms, skipped, in_a_row = [], [], 0, 0
+    order = batches(len(examples), cfg.batch_size, np.random.default_rng(phase.seed))
+    policy.train()
+    bar = data.progress(len(phase.steps), phase.name)
+    for i, step in enumerate(phase.steps):
+        torch.manual_seed(seed_of(phase.seed, i))  # stochastic rounding and dropout draw from it
+        set_rate(optimizer, phase.rate(step))
+        batch = [examples[j] for j in next(order)]
+        loss = accumulate(policy, batch, cfg.token_budget)
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip).item()
+        if math.isfinite(loss + norm):
+            optimizer.step()
+            losses.append(loss)
+            norms.append(norm)
+            in_a_row = 0
+        else:
+            skipped += 1
+            in_a_row += 1
+            report_skip(phase.name, step, loss, norm, in_a_row)
+        optimizer.zero_grad(set_to_none=True)
+        bar.update()
+    bar.close()
+    return {"loss": mean(losses), "grad_norm": mean(norms), "skipped": skipped}
+
+
+def report_skip(name: str, step: int, loss: float, norm: float, in_a_row: int) -> None:
+    """Says that a step was skipped; raises UserError at the third in a row."""
+    print(
+        f"{name}: loss {loss:g}, gradient norm {norm:g} at step {step}, which is skipped",
+        file=sys.stderr,
+    )
+    if in_a_row == 3:
+        raise UserError(
+            f"{name}: three steps in a row without a finite loss and gradient; "
+            "the last checkpoint is kept, lower --lr and --sft-lr"
+        )
+
+
+def mean(values: list[float]) -> float | None:
+    """Their mean, None where there are none."""
+    return float(np.mean(values)) if values else None
+
+
+def encode(pairs: list, prompt: Callable, tokenizer, cfg: Config, name: str) -> list:
+    """(query, response) pairs as training examples; over-long ones are counted and left out."""
+    examples = [data.example(tokenizer, prompt(q), text, cfg.max_length) for q, text in pairs]
+    fit = [e for e in examples if e is not None]
+    if len(fit) < len(examples):
+        print(
+            f"{name}: {len(examples) - len(fit)} of {len(examples)} are longer than "
+            f"--max-length {cfg.max_length} tokens and left out",
+            file=sys.stderr,
+        )
+    return fit
+
+
+# -- the start ------------------------------------------------------------------------------------
+
+
+def sft(cfg: Config, base: str, examples: list, tokenizer, stages: int = 0) -> list[Path | str]:
+    """Fine-tunes base on the human solutions, one cosine over sft_epochs   [App. A; Eq. 3]
+
+    Cached under what it depends on, so that methods and rewards share it.
+
+    stages   checkpoints wanted, one every start_epoch epochs; 0: what cfg.method needs
+    returns  their folders; [0] is iteration 0's policy
+    """
+    if cfg.start_epoch == 0:
+        return [base]
+    if not examples:
+        raise UserError(
+            "no human solutions to fine-tune on; --start-epoch 0 starts from the model as it is"
+        )
+    if stages == 0:
+        stages = 1 if METHODS[cfg.method].iterate else cfg.last_iter + 1
+    folder = CACHE / f"sft-{cfg.task}-{sft_key(cfg, base, examples)}"
+    paths = [folder / f"epoch_{(i + 1) * cfg.start_epoch}" for i in range(stages)]
+    n_steps = cfg.start_epoch * math.ceil(len(examples) / cfg.batch_size)  # a stage
+    horizon = n_steps * cfg.sft_epochs // cfg.start_epoch
+    with one_at_a_time(folder):
+        first = 0  # stage that is missing
+        while first < stages and is_complete(paths[first]):
+            first += 1
+        if first == stages:
+            return paths
+        policy = load_policy(cfg, paths[first - 1] if first else base)
+        optimizer = adamw(policy, cfg.sft_lr)
+        if first:
+            load_trainer(paths[first - 1], optimizer)
+        for i in range(first, stages):
+            phase = Phase(
+                name=f"SFT to {paths[i].name}",
+                seed=seed_of(cfg.seed, "sft", i),
+                steps=range(i * n_steps, (i + 1) * n_steps),
+                horizon=horizon,
+                peak=cfg.sft_lr,
+                end=cfg.lr_end,
+                warmup=cfg.warmup,
+            )
+            log = train(policy, optimizer, examples, phase, cfg)
+            save(State(0, policy, optimizer, log), paths[i], tokenizer)
+    return paths
+
+
+def sft_key(cfg: Config, base: str, examples: list) -> str:
+    """Names an SFT by base model, examples and settings."""
+    files = sorted(Path(base).iterdir()) if Path(base).is_dir() else []
+    stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    names = "seed sft_epochs start_epoch sft_lr lr_end warmup clip batch_size optim".split()
+    settings = [getattr(cfg, name) for name in names]
+    return hashlib.sha256(repr((base, stats, examples, settings)).encode()).hexdigest()[:12]
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Runs that share a cached folder wait for the one that makes it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        yield
+
+
+# -- save, and find again -------------------------------------------------------------------------
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes a file so that it appears complete or not at all: temporary name, flush to disk, rename."""
+    """A file that appears whole or not at all: temporary name, flush to disk, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(tmp, "wb") as f:
@@ -33,337 +402,196 @@ def write(path: Path, content: bytes) -> None:
     os.replace(tmp, path)
 
 
-def seed_of(*key) -> int:
-    """A 31-bit seed from a key such as (seed, iteration, phase): no generator's state has to be saved, no two phases share a stream."""
-    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:4], "big") >> 1
-
-
-def device() -> str:
-    """"cuda" where there is a GPU, else "cpu"."""
-    import torch
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def weights_dtype(cfg: Config):
-    """float32 (plain bf16 weights lose most updates at lr 5e-6 to rounding), or bf16 for adamw8bit, which rounds stochastically."""
-    import torch
-    return torch.bfloat16 if cfg.optim == "adamw8bit" else torch.float32
-
-
-def load_policy(cfg: Config, model: str | Path, where: str = ""):
-    """The policy, on the device or `where`."""
-    import transformers
-    try:
-        policy = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=weights_dtype(cfg))
-    except Exception as e:                         # missing, truncated, of an unknown kind: a dozen exception types, one way out
-        raise UserError(f"--model {model}: {data.hub_reason(e)}") from None
-    for scaled in ("final_logit_softcapping", "logits_scaling", "logit_scale"):
-        if getattr(policy.config, scaled, None) not in (None, 1.0):
-            raise UserError(f"--model {model}: its head has {scaled}, which the loss here leaves out; take a Llama, Mistral or Qwen")
-    if cfg.gradient_checkpointing:
-        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return policy.to(where or device())
-
-
-def load_tokenizer(model: str | Path):
-    """The tokenizer of a model folder or hub name; raises UserError where there is none."""
-    import transformers
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(model)
-    except (OSError, ValueError) as e:
-        raise UserError(f"--model {model}: {data.hub_reason(e)}") from None
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"--model {model}: its tokenizer has no end-of-text token, so no response could end")
-    return tokenizer
-
-
-def adamw(policy, lr: float):
-    """AdamW, fused; over bf16 weights torchao's, with moments of 8 bits and stochastic rounding. No weight decay (the paper names none)."""
-    import torch
-    if policy.dtype == torch.bfloat16:
-        from torchao.optim import AdamW8bit
-        warnings.filterwarnings("ignore", message=".*_stable_hash_for_caching")      # of a cache of compiled code, from torchao's tensors
-        return AdamW8bit(policy.parameters(), lr=lr, betas=(0.9, 0.999), weight_decay=0.0, bf16_stochastic_round=True)
-    return torch.optim.AdamW(policy.parameters(), lr=lr, betas=(0.9, 0.999), weight_decay=0.0, fused=True)
-
-
-def place(optimizer, where) -> None:
-    """Moves the moments to a device; the step counts, which torch and torchao keep where each wants them, stay."""
-    for state in optimizer.state.values():
-        state.update({k: v.to(where) for k, v in state.items() if v.dim()})
-
-
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """A disk that fills up is one line; it reaches us as OSError, RuntimeError or SafetensorError."""
+    """A disk that fills up is one line; it reaches us as OSError, RuntimeError, SafetensorError."""
     try:
         yield
     except Exception as e:
         free = shutil.disk_usage(path.parent).free >> 20
-        raise UserError(f"{path}: can't be written ({str(e).splitlines()[0]}; {free} MiB free on the disk); "
-                        "what was complete is kept, the same command goes on") from None
+        reason = str(e).splitlines()[0]
+        raise UserError(
+            f"{path}: can't be written ({reason}; {free} MiB free on the disk); "
+            "what was complete is kept, the same command goes on"
+        ) from None
 
 
-@data.unbroken()
-def save_checkpoint(folder: Path, policy, tokenizer, optimizer, log: dict) -> None:
-    """folder/ = a Hugging Face model (vLLM, transformers and lm-eval load it) + trainer.pt, and last complete.json with every file's `fingerprint`."""
+def save(M: State, folder: Path, tokenizer) -> None:
+    """folder/ = a Hugging Face model (vLLM, transformers and lm-eval load it) and trainer.pt.
+
+    complete.json comes last, with the fingerprint of every file.
+    """
     import torch
+
     tmp = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(tmp, ignore_errors=True)
+    optimizer = M.optimizer.state_dict() if M.optimizer else None
     with writing(folder):
-        policy.save_pretrained(tmp)
+        M.policy.save_pretrained(tmp)
         tokenizer.save_pretrained(tmp)
-        torch.save({"optimizer": optimizer and optimizer.state_dict(), "log": log}, tmp / "trainer.pt")
+        torch.save({"optimizer": optimizer, "log": M.log}, tmp / "trainer.pt")
     files = [f for f in tmp.rglob("*") if f.is_file()]
     for f in files:
         with open(f, "rb") as handle:
             os.fsync(handle.fileno())
-    write(tmp / "complete.json", json.dumps({str(f.relative_to(tmp)): fingerprint(f) for f in files}).encode())
-    shutil.rmtree(folder, ignore_errors=True)      # only ever an incomplete one
+    marks = {str(f.relative_to(tmp)): fingerprint(f) for f in files}
+    write(tmp / "complete.json", json.dumps(marks).encode())
+    shutil.rmtree(folder, ignore_errors=True)  # only ever an incomplete one
     os.replace(tmp, folder)
 
 
 def fingerprint(path: Path) -> list[int]:
-    """[size in bytes, CRC-32] of a file; above 64 MiB the CRC is of 64 blocks of 1 MiB, spread from its start to its end (seconds, not minutes, at 7B)."""
+    """[size in bytes, CRC-32] of a file.
+
+    Above 64 MiB the CRC is of 64 blocks of 1 MiB, spread from its start to its end: seconds, not
+    minutes, at 7B.
+    """
     size, crc = path.stat().st_size, 0
+    starts = range(0, size, 1 << 20)
+    if size > 1 << 26:
+        starts = [(size - (1 << 20)) * i // 63 for i in range(64)]
     with open(path, "rb") as f:
-        for at in range(0, size, 1 << 20) if size <= 1 << 26 else [(size - (1 << 20)) * i // 63 for i in range(64)]:
-            f.seek(at)
+        for start in starts:
+            f.seek(start)
             crc = zlib.crc32(f.read(1 << 20), crc)
     return [size, crc]
 
 
 def is_complete(folder: Path) -> bool:
-    """Does a checkpoint hold every file as it was written?"""
+    """True if a checkpoint holds every file as it was written."""
     try:
-        return all(fingerprint(folder / name) == mark for name, mark in json.loads((folder / "complete.json").read_text()).items())
-    except (OSError, ValueError):
+        marks = json.loads((folder / "complete.json").read_text())
+        return all(fingerprint(folder / name) == mark for name, mark in marks.items())
+    except (OSError, ValueError, AttributeError):
         return False
 
 
 def load_trainer(folder: Path, optimizer=None) -> dict:
     """trainer.pt's log, after its state has gone into the optimizer where one is given."""
     import torch
+
     saved = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
     if optimizer is not None and saved["optimizer"]:
         optimizer.load_state_dict(saved["optimizer"])
     return saved["log"]
 
 
-def prune(out: Path, starts: Sequence[Path | str], t: int, best: int) -> None:
-    """Keeps the last two checkpoints and the best; policy and best are links to the newest and to the best on validation."""
-    folder = out / "checkpoints"
-    for old in folder.glob("iter_*"):
-        if int(old.name[5:]) not in (t, t - 1, best):
-            shutil.rmtree(old)
-    for name, i in (("policy", t), ("best", best)):
-        target = folder / f"iter_{i}" if (folder / f"iter_{i}").exists() else Path(starts[min(i, len(starts) - 1)])
-        if target.exists():                        # not where the start is a model on the hub
-            link = out / f".{name}.tmp"
-            link.unlink(missing_ok=True)
-            link.symlink_to(os.path.relpath(target, out))
-            os.replace(link, out / name)
+def resume(cfg: Config, out: Path, start: Path | str, n_done: int) -> State:
+    """M_t of the newest complete checkpoint, M_0 where there is none.
+
+    A checkpoint is at most one ahead of the n_done iterations in the metrics. Where one is broken,
+    the run steps back and says so.
+    """
+    checkpoints = out / "checkpoints"
+    t = n_done
+    while t > 0 and not is_complete(checkpoints / f"iter_{t}"):
+        t -= 1
+    folder = checkpoints / f"iter_{t}" if t else start
+    if t < n_done - 1:
+        print(
+            f"{checkpoints / f'iter_{n_done - 1}'} is missing or broken: going on from {folder}",
+            file=sys.stderr,
+        )
+    M = State(t, load_policy(cfg, folder))
+    if t > 0:
+        if METHODS[cfg.method].inherit:
+            M.optimizer = adamw(M.policy, cfg.lr)
+        M.log = load_trainer(folder, M.optimizer)
+        if cfg.offload_optimizer:
+            place(M.optimizer, "cpu")
+    return M
+
+
+# -- memory ---------------------------------------------------------------------------------------
 
 
 def n_parameters(model: str) -> int | None:
-    """Parameters of a local model from its config alone, of a hub name from the name ("Mistral-7B"); None where neither says."""
+    """Parameters of a model, None where neither its config nor its name says.
+
+    A local folder's config is exact; a hub name is taken at its word ("Mistral-7B").
+    """
     if Path(model).is_dir():
         import torch
         import transformers
+
         try:
             with torch.device("meta"):
-                return transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(model)).num_parameters()
+                shape = transformers.AutoConfig.from_pretrained(model)
+                return transformers.AutoModelForCausalLM.from_config(shape).num_parameters()
         except (OSError, ValueError) as e:
             raise UserError(f"--model {model}: {data.hub_reason(e)}") from None
-    named = re.search(r"(\d+(?:\.\d+)?)\s*([BbMm])(?![a-z])", model)
-    return int(float(named[1]) * {"b": 1e9, "m": 1e6}[named[2].lower()]) if named else None
+    size = re.search(r"(\d+(?:\.\d+)?)\s*([BbMm])(?![a-z])", model)
+    if size is None:
+        return None
+    return int(float(size[1]) * {"b": 1e9, "m": 1e6}[size[2].lower()])
 
 
 def needs(cfg: Config, n: int, shape, gpu: bool) -> dict[str, int]:
-    """Bytes that a run of n parameters holds at its peaks, from the model's config alone (`shape`; None: activations and KV cache are left out).
+    """Bytes that a run of n parameters holds at its peaks, from the model's config alone.
 
-    A layer keeps 8 h + 2 kv + 4 i numbers a token for its backward pass (h hidden, i intermediate, kv = key heads x head size), of 4 bytes; in bf16
-    of 2, and 4 h bytes as its norms are float32, 14 h under autocast, where the residual stream is float32, each matrix casts its own input, and
-    the casts of the weights stay, too. The backward pass of the layer at work holds 3 i more, or the head 12 bytes a vocabulary entry, whichever is
-    more. Gradient checkpointing keeps the layers' inputs alone, and one layer. Sampling holds the cache, one layer of it twice, and under
-    autocast the weights' casts. 24 MiB are buffers, 128 MiB torch's compiler, which adamw8bit runs.
-    `python tests/bench.py --memory` sets this beside real peaks on a CPU; on a GPU it has not been compared.
+    shape    the model's config; None leaves out activations and KV cache
+    returns  weights, gradients, optimizer, activations, KV cache, disk
     """
     bf16 = cfg.optim == "adamw8bit"
-    size, mixed = 2 if bf16 else 4, gpu and not bf16
-    stages = cfg.sft_epochs // max(1, cfg.start_epoch) if cfg.method == "sft" or cfg.reward == "answer+prm" and not cfg.prm else min(1, cfg.start_epoch)
-    found = {"weights": size * n, "gradients": size * n, "optimizer": int(2 * n * (1 + 4 / 256)) if bf16 else 8 * n, "activations": 0, "KV cache": 0}
-    found["disk"] = (found["weights"] + found["optimizer"]) * (5 + stages)          # the last two checkpoints, the best, one in writing, one paused; the SFT's
+    size = 2 if bf16 else 4
+    needed = {"weights": size * n, "gradients": size * n}
+    needed["optimizer"] = int(2 * n * (1 + 4 / 256)) if bf16 else 8 * n
+    needed |= {"activations": 0, "KV cache": 0}
+    stages = min(1, cfg.start_epoch)
+    if cfg.method == "sft" or (cfg.reward == "answer+prm" and not cfg.prm):
+        stages = cfg.sft_epochs // max(1, cfg.start_epoch)
+    # the last two checkpoints, the best, one in writing; the SFT's
+    needed["disk"] = (needed["weights"] + needed["optimizer"]) * (4 + stages)
     if shape is not None:
-        h, i, L, V, number = shape.hidden_size, shape.intermediate_size, shape.num_hidden_layers, shape.vocab_size, 2 if gpu or bf16 else 4
-        kv = getattr(shape, "num_key_value_heads", shape.num_attention_heads) * (getattr(shape, "head_dim", None) or h // shape.num_attention_heads)
-        layer = number * (8 * h + 2 * kv + 4 * i) + (14 * mixed + 4 * bf16) * h
-        last = 12 * V + 16 * h
-        kept = L * size * h + max(last, layer + 3 * number * i) if cfg.gradient_checkpointing else L * layer + max(last, 3 * number * i)
-        casts = mixed * 2 * (V * h if cfg.gradient_checkpointing else n)
-        found["activations"] = max(cfg.token_budget, cfg.max_length) * kept + casts + 3 * 2**23 + bf16 * 2**27
-        found["KV cache"] = number * max(cfg.sample_budget, cfg.max_tokens) * 2 * (L + 1) * kv + mixed * 2 * n
-    return found
+        needed["activations"] = activations(cfg, n, shape, gpu)
+        needed["KV cache"] = kv_cache(cfg, n, shape, gpu)
+    return needed
 
 
-def beside(cfg: Config, need: dict[str, int]) -> int:
-    """Bytes of the trainer that stay on the device while the engine samples: the weights, and where the method inherits it the optimizer."""
-    return need["weights"] + need["optimizer"] * (METHODS[cfg.method].inherit and not cfg.offload_optimizer)
+def key_width(shape) -> int:
+    """Numbers of a token's keys in one layer."""
+    heads = getattr(shape, "num_key_value_heads", shape.num_attention_heads)
+    head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    return heads * head_dim
 
 
-@contextmanager
-def memory_by(flags: str) -> Iterator[None]:
-    """A GPU that runs out of memory is one line that names the flags to change; the run then goes on (see MEMORY)."""
-    import torch
-    try:
-        yield
-    except torch.OutOfMemoryError as e:
-        raise UserError(f"{'. '.join(str(e).split('. ')[:2])}; what was complete is kept, the same command with {flags} goes on") from None
+def activations(cfg: Config, n: int, shape, gpu: bool) -> int:
+    """Bytes that a micro-batch keeps for its backward pass.
 
-
-def autocast(cache: bool = False):
-    """bf16 arithmetic over float32 weights on a GPU; nothing on a CPU. Its cache is a second copy of the model: only worth it in sampling."""
-    import torch
-    return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_available(), cache_enabled=cache)
-
-
-def token_nll(policy, rows: Sequence[Sequence[int]], n_prompts: Sequence[int]):
-    """-log p(y_t | x, y_<t) of every response token, flat   [Eq. 3, App. B]
-
-    rows (B, l_i) ids of prompt and response, n_prompts (B,). Padding stands on the right, where causal attention never looks back from,
-    so no mask is needed; the head runs at response positions only, and no (B, L, vocabulary) tensor exists.
-    returns (sum of response lengths,) float32
+    `python tests/bench.py --memory` sets them beside real peaks on a CPU; nobody has compared them
+    on a GPU.
     """
-    import torch
-    lengths, L = torch.tensor([len(r) for r in rows]), max(map(len, rows))
-    ids = torch.tensor([list(r) + [0] * (L - len(r)) for r in rows], device=policy.device)                      # (B, L)
-    place = torch.arange(1, L)
-    at = ((place >= torch.tensor(n_prompts)[:, None]) & (place < lengths[:, None])).to(policy.device)          # (B, L-1) response tokens
-    with autocast():
-        hidden = policy.base_model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state[at]               # (tokens, width)
-        logits = policy.get_output_embeddings()(hidden)                                                        # (tokens, vocabulary)
-    return torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][at], reduction="none")
+    bf16 = cfg.optim == "adamw8bit"
+    mixed = gpu and not bf16  # autocast: a float32 residual stream, bf16 matrices
+    number = 2 if gpu or bf16 else 4  # bytes of a matrix's input
+    h, i, V = shape.hidden_size, shape.intermediate_size, shape.vocab_size
+
+    # a layer keeps the inputs of its matrices, and of its norms in float32
+    layer = number * (8 * h + 2 * key_width(shape) + 4 * i) + (14 * mixed + 4 * bf16) * h
+    head = 12 * V + 16 * h
+    working = 3 * number * i  # of the layer whose backward pass runs
+    layers = shape.num_hidden_layers
+    if cfg.gradient_checkpointing:  # the layers' inputs, and one layer
+        a_token = layers * (2 if bf16 else 4) * h + max(head, layer + working)
+        casts = mixed * 2 * V * h
+    else:
+        a_token = layers * layer + max(head, working)
+        casts = mixed * 2 * n
+    buffers = 3 * 2**23 + bf16 * 2**27  # the second is torch's compiler, which adamw8bit runs
+    return max(cfg.token_budget, cfg.max_length) * a_token + casts + buffers
 
 
-def accumulate(policy, batch: list[tuple[list[int], int]], token_budget: int) -> float:
-    """Adds to .grad the gradient of the mean over *all* response tokens of a global batch, whatever the micro-batches; returns that mean."""
-    total = sum(len(ids) - n for ids, n in batch)
-    mean = 0.0
-    for rows, n_prompts in data.micro_batches(batch, token_budget):
-        loss = token_nll(policy, rows, n_prompts).sum() / total
-        loss.backward()
-        mean += loss.item()
-    return mean
+def kv_cache(cfg: Config, n: int, shape, gpu: bool) -> int:
+    """Bytes of the transformers engine's cache, one layer of it twice, and of autocast's copies."""
+    bf16 = cfg.optim == "adamw8bit"
+    mixed = gpu and not bf16
+    number = 2 if gpu or bf16 else 4
+    tokens = max(cfg.sample_budget, cfg.max_tokens)
+    layers = shape.num_hidden_layers + 1
+    return number * tokens * 2 * layers * key_width(shape) + mixed * 2 * n
 
 
-def cosine(step: int, horizon: int, peak: float, end: float, warmup: float) -> float:
-    """Learning rate of a step: linear warm-up over a share of the horizon, then a cosine from peak to end.
-
-    >>> [round(cosine(s, 10, 1.0, 0.1, 0.1), 3) for s in (0, 1, 5, 9)]
-    [1.0, 0.973, 0.472, 0.1]
-    """
-    rise = max(1, round(warmup * horizon))
-    if step < rise:
-        return peak * (step + 1) / rise
-    return end + (peak - end) * (1 + math.cos(math.pi * min(1.0, (step + 1 - rise) / max(1, horizon - rise)))) / 2
-
-
-@memory_by("a smaller --token-budget, or with --gradient-checkpointing,")
-def train(policy, optimizer, examples: list[tuple[list[int], int]], steps: range, rate: Callable[[int], float], cfg: Config, seed: int,
-          desc: str, accumulate: Callable = accumulate) -> dict:
-    """The optimizer steps of one phase; every example once before any comes again. Ctrl-C ends after a step, which the same command goes on from.
-
-    examples  (ids, n_prompt) pairs; steps numbers them on the schedule `rate`
-    returns   {"loss": mean over the phase's tokens-weighted steps, "grad_norm": mean before clipping, "skipped": steps whose loss or gradient was not finite}
-    raises    UserError  after three such steps in a row
-    """
-    import torch
-    rng, order, log = np.random.default_rng(seed), np.zeros(0, dtype=int), {"done": 0, "loss": [], "grad_norm": [], "skipped": 0, "in_a_row": 0}
-    paused = Path(cfg.out or "runs/cache") / f"paused-{seed_of(desc, seed, steps, len(examples))}.pt"
-    if paused.exists():
-        saved = torch.load(paused, map_location="cpu", weights_only=True)
-        policy.load_state_dict(saved["policy"])
-        optimizer.load_state_dict(saved["optimizer"])
-        log = saved["log"]
-    policy.train()
-    bar = data.progress(len(steps), desc)
-    bar.update(log["done"])
-    for i, step in enumerate(steps):
-        while len(order) < cfg.batch_size:
-            order = np.concatenate([order, rng.permutation(len(examples))])
-        batch, order = [examples[j] for j in order[:cfg.batch_size]], order[cfg.batch_size:]
-        if i < log["done"]:
-            continue
-        with data.unbroken() as asked:
-            torch.manual_seed(seed_of(seed, i))    # stochastic rounding and dropout draw from it: a step draws the same, however the run came to it
-            for group in optimizer.param_groups:
-                group["lr"] = torch.tensor(rate(step)) if torch.is_tensor(group["lr"]) else rate(step)
-            loss = accumulate(policy, batch, cfg.token_budget)
-            norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip).item()
-            if math.isfinite(loss + norm):
-                optimizer.step()
-                log["loss"].append(loss)
-                log["grad_norm"].append(norm)
-                log["in_a_row"] = 0
-            else:
-                log["skipped"], log["in_a_row"] = log["skipped"] + 1, log["in_a_row"] + 1
-                print(f"{desc}: loss {loss:g}, gradient norm {norm:g} at step {step}, which is skipped", file=sys.stderr)
-            optimizer.zero_grad(set_to_none=True)
-            log["done"] += 1
-            bar.update()
-            if log["in_a_row"] == 3:
-                raise UserError(f"{desc}: three steps in a row without a finite loss and gradient; the last checkpoint is kept, lower --lr and --sft-lr")
-            if asked:
-                with writing(paused):
-                    torch.save({"policy": policy.state_dict(), "optimizer": optimizer.state_dict(), "log": log}, tmp := paused.with_suffix(".tmp"))
-                    os.replace(tmp, paused)
-    bar.close()
-    paused.unlink(missing_ok=True)
-    return {**{k: float(np.mean(log[k])) if log[k] else None for k in ("loss", "grad_norm")}, "skipped": log["skipped"]}
-
-
-def encode(pairs: Sequence[tuple[Query, str]], prompt: Callable[[Query], list[int]], tokenizer, cfg: Config, name: str) -> list[tuple[list[int], int]]:
-    """(query, response) pairs as training examples; over-long ones are dropped and counted on stderr."""
-    encoded = [data.example(tokenizer, prompt(q), response, cfg.max_length) for q, response in pairs]
-    fit = [e for e in encoded if e is not None]
-    if len(fit) < len(encoded):
-        print(f"{name}: {len(encoded) - len(fit)} of {len(encoded)} are longer than --max-length {cfg.max_length} tokens and left out", file=sys.stderr)
-    return fit
-
-
-@contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Runs that share a cached folder wait for the one that makes it."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_name(f".{folder.name}.lock"), "w") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        yield
-
-
-def sft(cfg: Config, base: str, examples: list[tuple[list[int], int]], tokenizer, stages: int) -> list[Path | str]:
-    """Fine-tunes base on the human solutions, one cosine over sft_epochs, and keeps every start_epoch-th epoch   [App. A; Eq. 3]
-
-    Cached under what it is made of (settings, base, examples), so methods and rewards share it.
-    returns the first `stages` checkpoints; [0] is iteration 0's policy
-    """
-    if not cfg.start_epoch:
-        return [base]
-    if not examples:
-        raise UserError("no human solutions to fine-tune on; --start-epoch 0 starts from the model as it is")
-    parts = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(Path(base).iterdir())] if Path(base).is_dir() else []
-    made_of = (base, parts, examples, [getattr(cfg, n) for n in "seed sft_epochs start_epoch sft_lr lr_end warmup clip batch_size optim".split()])
-    folder = Path("runs/cache") / f"sft-{cfg.task}-{hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]}"
-    paths = [folder / f"epoch_{(i + 1) * cfg.start_epoch}" for i in range(stages)]
-    per_stage = cfg.start_epoch * math.ceil(len(examples) / cfg.batch_size)
-    rate = lambda s: cosine(s, per_stage * cfg.sft_epochs // cfg.start_epoch, cfg.sft_lr, cfg.lr_end, cfg.warmup)
-    with one_at_a_time(folder):
-        first = next((i for i, p in enumerate(paths) if not is_complete(p)), stages)
-        if first < stages:
-            policy = load_policy(cfg, paths[first - 1] if first else base)
-            optimizer = adamw(policy, cfg.sft_lr)
-            if first:
-                load_trainer(paths[first - 1], optimizer)
-        for i in range(first, stages):
-            log = train(policy, optimizer, examples, range(i * per_stage, (i + 1) * per_stage), rate, cfg, seed_of(cfg.seed, "sft", i), f"SFT to {paths[i].name}")
-            save_checkpoint(paths[i], policy, tokenizer, optimizer, log)
-    return paths
+def beside(cfg: Config, needed: dict[str, int]) -> int:
+    """Bytes of the trainer that stay on the device while the engine samples."""
+    stays = METHODS[cfg.method].inherit and not cfg.offload_optimizer
+    return needed["weights"] + (needed["optimizer"] if stays else 0)
