@@ -11,11 +11,13 @@ import time
 import pytest
 
 import data
-import rewards
-from rewards import answers_match, extract_answer, grade
+import grader
+from grader import answers_match, extract_answer, grade
 
 DATA = pathlib.Path(__file__).parents[2] / "shared" / "data"
-needs_data = pytest.mark.skipif(not DATA.exists(), reason="the data sets are not beside the project (../shared/data)")
+needs_data = pytest.mark.skipif(
+    not DATA.exists(), reason="the data sets are not beside the project (../shared/data)"
+)
 
 # One line a group: the answers between the bars are all equal to each other.
 EQUAL = r"""
@@ -336,12 +338,18 @@ EXTRACT = [
     ("math", r"\boxed{7} and then \boxed{\frac{1", "7"),
     ("math", r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
     ("math", r"\boxed{\boxed{5}}", r"\boxed{5}"),
-    ("math", r"$\boxed{1}$ or $\boxed{2}$", None), ("math", r"\boxed{1}, \boxed{2}\text{ or }\boxed{3}", None),
+    ("math", r"$\boxed{1}$ or $\boxed{2}$", None),
+    ("math", r"\boxed{1}, \boxed{2}\text{ or }\boxed{3}", None),
     ("math", r"The answer is $\boxed{1}$ or $\boxed{2}$. #### 2", None),
-    ("math", r"$x=\boxed{1}$ and $x=\boxed{2}$.", "1, 2"), ("math", r"\[\boxed{1}, \quad \boxed{2},\text{ and }\boxed{3}.\]", "1, 2, 3"),
-    ("math", r"\boxed{1}, \boxed{1}", "1"), ("math", r"\boxed{1} and so on to \boxed{2}", "2"), ("math", r"\boxed{1} \boxed{2}", "2"),
-    ("math", r"\boxed{9} or \boxed{8}. We find \boxed{1} and \boxed{2}", "1, 2"), ("math", r"\boxed{\boxed{5}, \boxed{6}}", r"\boxed{5}, \boxed{6}"),
-    ("math", r"\boxed 3, \boxed{4}", "3, 4"), ("math", r"The answer is 5: \boxed{}", None),
+    ("math", r"$x=\boxed{1}$ and $x=\boxed{2}$.", "1, 2"),
+    ("math", r"\[\boxed{1}, \quad \boxed{2},\text{ and }\boxed{3}.\]", "1, 2, 3"),
+    ("math", r"\boxed{1}, \boxed{1}", "1"),
+    ("math", r"\boxed{1} and so on to \boxed{2}", "2"),
+    ("math", r"\boxed{1} \boxed{2}", "2"),
+    ("math", r"\boxed{9} or \boxed{8}. We find \boxed{1} and \boxed{2}", "1, 2"),
+    ("math", r"\boxed{\boxed{5}, \boxed{6}}", r"\boxed{5}, \boxed{6}"),
+    ("math", r"\boxed 3, \boxed{4}", "3, 4"),
+    ("math", r"The answer is 5: \boxed{}", None),
     ("math", r"\boxed{5}. Check: yes, \boxed{5}", "5"),
     ("math", r"so it is $\boxed 9$.", "9"),
     ("math", "Final Answer: The final answer is $x^2$. I hope it is correct.", "$x^2$"),
@@ -364,20 +372,53 @@ EXTRACT = [
     ("toy", "5", None),
     ("toy", "#", None),
     ("toy", "# ٥", None),
-    ("code", "print(1)", "print(1)"), ("code", "", None), ("code", "Draft:\n```\nx\n```\nThen\n```python\nprint('``')\n```\nDone.", "print('``')"),
-    ("code", "```py\nprint(1)", "print(1)"), ("code", "def f(x):\n  return x\n```", "def f(x):\n  return x"), ("code", "print(1)\n```\n", "print(1)"), ("code", "x = '```'", "x = '```'"), ("code", "```\n```", None),
-    ("arc", "B", "B"), ("arc", "(B)", "B"), ("arc", "B.", "B"), ("arc", "B) dry palms", "B"), ("arc", "3", "3"),
+    ("code", "print(1)", "print(1)"),
+    ("code", "", None),
+    ("code", "Draft:\n```\nx\n```\nThen\n```python\nprint('``')\n```\nDone.", "print('``')"),
+    ("code", "```py\nprint(1)", "print(1)"),
+    ("code", "def f(x):\n  return x\n```", "def f(x):\n  return x"),
+    ("code", "print(1)\n```\n", "print(1)"),
+    ("code", "x = '```'", "x = '```'"),
+    ("code", "```\n```", None),
+    ("arc", "B", "B"),
+    ("arc", "(B)", "B"),
+    ("arc", "B.", "B"),
+    ("arc", "B) dry palms", "B"),
+    ("arc", "3", "3"),
     ("arc", "Because it rubs.\nThe answer is (C).", "C"),
     ("arc", "The correct answer is: D. Rain", "D"),
     ("arc", "**Answer: option A**", "A"),
-    ("arc", r"$\boxed{\text{(B)}}$", "B"), ("arc", r"\boxed{b}", "B"), ("arc", "#### E", "E"),
-    ("arc", "The correct option is B.", "B"), ("arc", "The best choice is (d).", "D"), ("arc", 'The answer is "B".', "B"), ("arc", "The answer is [B]", "B"),
-    ("arc", "The answer is letter D", "D"), ("arc", "The answer is A: a dog", "A"), ("arc", "The answer is B a dog", "B"), ("arc", "The answer is A.", "A"), ("arc", "The answer is 4.", "4"),
-    ("arc", "B. A dog and a cat", "B"), ("arc", "B. Either a dog or a cat", "B"), ("arc", "The answer is (B) and not (A).", "B"), ("arc", "The answer is B, not A", "B"),
-    ("arc", "The answer is A dog", None), ("arc", "The answer is 3 meters", None), ("arc", "The answer is 3.5 meters", None), ("arc", "The answer is A B", None),
-    ("arc", "The answer is (A) a dog, or maybe (B)", None), ("arc", r"\boxed{A} or \boxed{B}", None), ("arc", r"\boxed{A}, \boxed{B}", None), ("arc", r"\boxed{AB}", None),
-    ("arc", "The answer is A or B", None), ("arc", "The answer is (A) and (B)", None), ("arc", "The answer is A, B", None),
-    ("arc", "The answer is not B", None), ("arc", "The answer is a rock", None), ("arc", "Dry palms", None), ("arc", "", None),
+    ("arc", r"$\boxed{\text{(B)}}$", "B"),
+    ("arc", r"\boxed{b}", "B"),
+    ("arc", "#### E", "E"),
+    ("arc", "The correct option is B.", "B"),
+    ("arc", "The best choice is (d).", "D"),
+    ("arc", 'The answer is "B".', "B"),
+    ("arc", "The answer is [B]", "B"),
+    ("arc", "The answer is letter D", "D"),
+    ("arc", "The answer is A: a dog", "A"),
+    ("arc", "The answer is B a dog", "B"),
+    ("arc", "The answer is A.", "A"),
+    ("arc", "The answer is 4.", "4"),
+    ("arc", "B. A dog and a cat", "B"),
+    ("arc", "B. Either a dog or a cat", "B"),
+    ("arc", "The answer is (B) and not (A).", "B"),
+    ("arc", "The answer is B, not A", "B"),
+    ("arc", "The answer is A dog", None),
+    ("arc", "The answer is 3 meters", None),
+    ("arc", "The answer is 3.5 meters", None),
+    ("arc", "The answer is A B", None),
+    ("arc", "The answer is (A) a dog, or maybe (B)", None),
+    ("arc", r"\boxed{A} or \boxed{B}", None),
+    ("arc", r"\boxed{A}, \boxed{B}", None),
+    ("arc", r"\boxed{AB}", None),
+    ("arc", "The answer is A or B", None),
+    ("arc", "The answer is (A) and (B)", None),
+    ("arc", "The answer is A, B", None),
+    ("arc", "The answer is not B", None),
+    ("arc", "The answer is a rock", None),
+    ("arc", "Dry palms", None),
+    ("arc", "", None),
 ]
 
 
@@ -388,97 +429,97 @@ def test_extract(task, text, answer):
 
 # whole response, reference, verdict
 WHOLE = [
-    ('**Final Answer**\n\\boxed{5}', '5', True),
-    ('\\boxed{5\\text{ or }6}', '5', False),
-    ('\\boxed{x=5\\text{ or }x=6}', '5,6', True),
-    ('Answer: $\\frac{1}{2}$', '0.5', True),
-    ('The final answer is: $\\boxed{12}$.', '12', True),
-    ('The answer is **42**.', '42', True),
-    ('The answer is 42, because it is.', '42', True),
-    ('#### 42\n\nThat is all', '42', True),
-    ('The answer is \\(x = 3\\).', '3', True),
-    ('The answer is \\[\\frac{1}{2}\\]', '1/2', True),
-    ('The final answer is $\\frac{3}{4}$. I hope it is correct.', '0.75', True),
-    ('Thus the answer is $(1, 2)$.', '(1,2)', True),
-    ('answer is -5', '-5', True),
-    ('The answer is $1,234.50.', '1234.5', True),
-    ('the answer is 12 (twelve)', '12', False),
-    ('$$\\boxed{\\text{E}}$$', '\\text{(E)}', True),
-    ('\\boxed{\\textbf{(E)}\\ 12}', '\\text{(E)}', False),
-    ('The answer is\n$$\n5\n$$', '5', True),
-    ('\\boxed{\\$12.50}', '12.5', True),
-    ('\\boxed{12.50\\text{ dollars}}', '12.5', True),
-    ('\\boxed{10\\%}', '10', True),
-    ('\\boxed{f(x)=x^2+1}', 'x^2+1', True),
-    ('\\boxed{a = 3, b = 4}', '3,4', True),
-    ('\\boxed{3\\text{ and }4}', '3,4', True),
-    ('\\boxed{\\text{The answer is } 5}', '5', False),
-    ('\\boxed{\\approx 8.24}', '8.24', True),
-    ('\\boxed{1,234,567}', '1234567', True),
-    ('\\boxed{7.0}', '7', True),
-    ('\\boxed{\\dfrac{7}{1}}', '7', True),
-    ('$\\boxed{[2,3)}$', '[2,3)', True),
-    ('\\boxed{(-\\infty,3)}', 'x<3', True),
-    ('\\boxed{x<3}', '(-\\infty,3)', True),
-    ('\\boxed{0.75}', '\\frac{3}{4}', True),
-    ('\\boxed{\\sqrt{50}}', '5\\sqrt{2}', True),
-    ('\\boxed{\\frac{\\sqrt{3}}{3}}', '\\frac{1}{\\sqrt3}', True),
-    ('\\boxed{2^{10}}', '1024', True),
-    ('\\boxed{10!}', '3628800', True),
-    ('\\boxed{\\binom{10}{3}}', '120', True),
-    ('\\boxed{{5}}', '5', True),
-    ('\\boxed{\\{5\\}}', '5', True),
-    ('\\boxed{(5)}', '5', True),
-    ('\\boxed{\\left(\\frac{1}{2},\\ 3\\right)}', '(0.5,3)', True),
-    ('\\boxed{-x-1}', '-(x+1)', True),
-    ('\\boxed{x-1}', '1-x', False),
-    ('\\boxed{\\text{Monday}}', '\\text{Monday}', True),
-    ('\\boxed{Monday}', '\\text{Monday}', True),
-    ('\\boxed{\\text{monday.}}', '\\text{Monday}', True),
-    ('\\boxed{3:2}', '\\frac{3}{2}', True),
-    ('\\boxed{2\\sqrt{3}\\text{ cm}}', '2\\sqrt{3}', True),
-    ('\\boxed{5 \\text{ units}^2}', '5', True),
-    ('\\boxed{5\\text{ km/h}}', '5', True),
-    ('\\boxed{5\\text{ miles per hour}}', '5', True),
-    ('\\boxed{5\\,\\mathrm{cm}}', '5', True),
-    ('\\boxed{5 \\mathrm{~cm}}', '5', True),
-    ('\\boxed{1.0 \\times 10^{-2}}', '0.01', True),
-    ('\\boxed{\\operatorname{even}}', '\\text{even}', True),
-    ('\\boxed{x^2 + y^2 - 13 = 0}', 'x^2+y^2=13', True),
-    ('\\boxed{y = \\frac{1}{2}x+3}', 'x-2y+6=0', True),
-    ('\\boxed{\\text{(A), (C)}}', 'A,C', True),
-    ('\\boxed{\\pi/4}', '\\frac{\\pi}{4}', True),
-    ('\\boxed{0.785}', '\\frac{\\pi}{4}', False),
-    ('\\boxed{n^2-1}', '(n+1)(n-1)', True),
-    ('\\boxed{\\infty}', '\\infty', True),
-    ('\\boxed{5+0i}', '5', True),
-    ('\\boxed{\\overline{AB}}', '\\overline{AB}', True),
-    ('\\boxed{|x|\\le 3}', '[-3,3]', True),
-    ('\\boxed{3\\sqrt{2}+\\sqrt{3}}', '\\sqrt3+3\\sqrt2', True),
-    ('\\boxed{\\begin{bmatrix}1\\\\2\\end{bmatrix}}', '\\begin{pmatrix}1\\\\2\\end{pmatrix}', True),
-    ('\\boxed{60^{\\circ}, 120^\\circ}', '60,120', True),
-    ('\\boxed{-\\frac{\\sqrt{2}}{2}-\\frac{\\sqrt{2}}{2}i}', '-\\frac{1+i}{\\sqrt2}', True),
-    ('\\boxed{4\\text{th}}', '4', True),
-    ('\\boxed{\\frac{x+1}{x-1}}', '1+\\frac{2}{x-1}', True),
-    ('\\boxed{(1,2)\\cup(3,4)}', '(3,4)\\cup(1,2)', True),
-    ('\\boxed{1.5\\text{ million}}', '1500000', False),
-    ('\\boxed{\\emptyset}', '\\emptyset', True),
-    ('\\boxed{\\varnothing}', '\\emptyset', True),
-    ('\\boxed{\\mathbb{R}}', '(-\\infty,\\infty)', False),
-    ('\\boxed{2,000,000}', '2{,}000{,}000', True),
-    ('\\boxed{5}\n\n#### 6', '5', True),
-    ('\\boxed{1\\frac{3}{4}}', '\\frac{7}{4}', True),
-    ('\\boxed{\\log_{2}{3}}', '\\frac{\\ln 3}{\\ln 2}', True),
-    ('\\boxed{\\cos^2\\theta}', '1-\\sin^2\\theta', True),
-    ('\\boxed{1.5\\text{ million}}', '1.5', False),
-    ('\\boxed{5\\text{ thousand}}', '5', False),
-    ('\\boxed{5 dozen}', '5', False),
-    ('\\boxed{25}', '\\$25', True),
-    ('\\boxed{(3,\\frac{\\pi}{2})}', '\\left(3,\\frac{\\pi}{2}\\right)', True),
-    ('\\boxed{AB}', 'BA', False),
-    ('\\boxed{x=1,y=2}', 'y=2,x=1', True),
-    ('\\boxed{x=1,y=2}', 'x=2,y=1', False),
-    ('\\boxed{x=2,y=1}', '1,2', True),
+    ("**Final Answer**\n\\boxed{5}", "5", True),
+    ("\\boxed{5\\text{ or }6}", "5", False),
+    ("\\boxed{x=5\\text{ or }x=6}", "5,6", True),
+    ("Answer: $\\frac{1}{2}$", "0.5", True),
+    ("The final answer is: $\\boxed{12}$.", "12", True),
+    ("The answer is **42**.", "42", True),
+    ("The answer is 42, because it is.", "42", True),
+    ("#### 42\n\nThat is all", "42", True),
+    ("The answer is \\(x = 3\\).", "3", True),
+    ("The answer is \\[\\frac{1}{2}\\]", "1/2", True),
+    ("The final answer is $\\frac{3}{4}$. I hope it is correct.", "0.75", True),
+    ("Thus the answer is $(1, 2)$.", "(1,2)", True),
+    ("answer is -5", "-5", True),
+    ("The answer is $1,234.50.", "1234.5", True),
+    ("the answer is 12 (twelve)", "12", False),
+    ("$$\\boxed{\\text{E}}$$", "\\text{(E)}", True),
+    ("\\boxed{\\textbf{(E)}\\ 12}", "\\text{(E)}", False),
+    ("The answer is\n$$\n5\n$$", "5", True),
+    ("\\boxed{\\$12.50}", "12.5", True),
+    ("\\boxed{12.50\\text{ dollars}}", "12.5", True),
+    ("\\boxed{10\\%}", "10", True),
+    ("\\boxed{f(x)=x^2+1}", "x^2+1", True),
+    ("\\boxed{a = 3, b = 4}", "3,4", True),
+    ("\\boxed{3\\text{ and }4}", "3,4", True),
+    ("\\boxed{\\text{The answer is } 5}", "5", False),
+    ("\\boxed{\\approx 8.24}", "8.24", True),
+    ("\\boxed{1,234,567}", "1234567", True),
+    ("\\boxed{7.0}", "7", True),
+    ("\\boxed{\\dfrac{7}{1}}", "7", True),
+    ("$\\boxed{[2,3)}$", "[2,3)", True),
+    ("\\boxed{(-\\infty,3)}", "x<3", True),
+    ("\\boxed{x<3}", "(-\\infty,3)", True),
+    ("\\boxed{0.75}", "\\frac{3}{4}", True),
+    ("\\boxed{\\sqrt{50}}", "5\\sqrt{2}", True),
+    ("\\boxed{\\frac{\\sqrt{3}}{3}}", "\\frac{1}{\\sqrt3}", True),
+    ("\\boxed{2^{10}}", "1024", True),
+    ("\\boxed{10!}", "3628800", True),
+    ("\\boxed{\\binom{10}{3}}", "120", True),
+    ("\\boxed{{5}}", "5", True),
+    ("\\boxed{\\{5\\}}", "5", True),
+    ("\\boxed{(5)}", "5", True),
+    ("\\boxed{\\left(\\frac{1}{2},\\ 3\\right)}", "(0.5,3)", True),
+    ("\\boxed{-x-1}", "-(x+1)", True),
+    ("\\boxed{x-1}", "1-x", False),
+    ("\\boxed{\\text{Monday}}", "\\text{Monday}", True),
+    ("\\boxed{Monday}", "\\text{Monday}", True),
+    ("\\boxed{\\text{monday.}}", "\\text{Monday}", True),
+    ("\\boxed{3:2}", "\\frac{3}{2}", True),
+    ("\\boxed{2\\sqrt{3}\\text{ cm}}", "2\\sqrt{3}", True),
+    ("\\boxed{5 \\text{ units}^2}", "5", True),
+    ("\\boxed{5\\text{ km/h}}", "5", True),
+    ("\\boxed{5\\text{ miles per hour}}", "5", True),
+    ("\\boxed{5\\,\\mathrm{cm}}", "5", True),
+    ("\\boxed{5 \\mathrm{~cm}}", "5", True),
+    ("\\boxed{1.0 \\times 10^{-2}}", "0.01", True),
+    ("\\boxed{\\operatorname{even}}", "\\text{even}", True),
+    ("\\boxed{x^2 + y^2 - 13 = 0}", "x^2+y^2=13", True),
+    ("\\boxed{y = \\frac{1}{2}x+3}", "x-2y+6=0", True),
+    ("\\boxed{\\text{(A), (C)}}", "A,C", True),
+    ("\\boxed{\\pi/4}", "\\frac{\\pi}{4}", True),
+    ("\\boxed{0.785}", "\\frac{\\pi}{4}", False),
+    ("\\boxed{n^2-1}", "(n+1)(n-1)", True),
+    ("\\boxed{\\infty}", "\\infty", True),
+    ("\\boxed{5+0i}", "5", True),
+    ("\\boxed{\\overline{AB}}", "\\overline{AB}", True),
+    ("\\boxed{|x|\\le 3}", "[-3,3]", True),
+    ("\\boxed{3\\sqrt{2}+\\sqrt{3}}", "\\sqrt3+3\\sqrt2", True),
+    ("\\boxed{\\begin{bmatrix}1\\\\2\\end{bmatrix}}", "\\begin{pmatrix}1\\\\2\\end{pmatrix}", True),
+    ("\\boxed{60^{\\circ}, 120^\\circ}", "60,120", True),
+    ("\\boxed{-\\frac{\\sqrt{2}}{2}-\\frac{\\sqrt{2}}{2}i}", "-\\frac{1+i}{\\sqrt2}", True),
+    ("\\boxed{4\\text{th}}", "4", True),
+    ("\\boxed{\\frac{x+1}{x-1}}", "1+\\frac{2}{x-1}", True),
+    ("\\boxed{(1,2)\\cup(3,4)}", "(3,4)\\cup(1,2)", True),
+    ("\\boxed{1.5\\text{ million}}", "1500000", False),
+    ("\\boxed{\\emptyset}", "\\emptyset", True),
+    ("\\boxed{\\varnothing}", "\\emptyset", True),
+    ("\\boxed{\\mathbb{R}}", "(-\\infty,\\infty)", False),
+    ("\\boxed{2,000,000}", "2{,}000{,}000", True),
+    ("\\boxed{5}\n\n#### 6", "5", True),
+    ("\\boxed{1\\frac{3}{4}}", "\\frac{7}{4}", True),
+    ("\\boxed{\\log_{2}{3}}", "\\frac{\\ln 3}{\\ln 2}", True),
+    ("\\boxed{\\cos^2\\theta}", "1-\\sin^2\\theta", True),
+    ("\\boxed{1.5\\text{ million}}", "1.5", False),
+    ("\\boxed{5\\text{ thousand}}", "5", False),
+    ("\\boxed{5 dozen}", "5", False),
+    ("\\boxed{25}", "\\$25", True),
+    ("\\boxed{(3,\\frac{\\pi}{2})}", "\\left(3,\\frac{\\pi}{2}\\right)", True),
+    ("\\boxed{AB}", "BA", False),
+    ("\\boxed{x=1,y=2}", "y=2,x=1", True),
+    ("\\boxed{x=1,y=2}", "x=2,y=1", False),
+    ("\\boxed{x=2,y=1}", "1,2", True),
 ]
 
 
@@ -489,8 +530,17 @@ def test_whole_outputs(response, gold, right):
 
 def test_tasks():
     assert grade(["x # 5", "x # 05", "x"], ["5", "5", "5"], "toy") == [True, False, False]
-    assert grade(["The answer is (B)", r"\boxed{C}", "The answer is B or C"], ["B", "B", "B"], "arc") == [True, False, False]
-    said = ["#### 18", "#### $18.00", "#### 18 dollars", "The answer is 18 eggs per day.", "The answer is $x = 18$.", "18"]
+    assert grade(
+        ["The answer is (B)", r"\boxed{C}", "The answer is B or C"], ["B", "B", "B"], "arc"
+    ) == [True, False, False]
+    said = [
+        "#### 18",
+        "#### $18.00",
+        "#### 18 dollars",
+        "The answer is 18 eggs per day.",
+        "The answer is $x = 18$.",
+        "18",
+    ]
     assert grade(said, ["18"] * 6, "gsm8k") == [True] * 5 + [False]
     assert grade(["#### 1,800", "#### 180"], ["1800", "1,800"], "gsm8k") == [True, False]
     with pytest.raises(ValueError):
@@ -498,7 +548,7 @@ def test_tasks():
 
 
 def test_a_new_task_reuses_a_grader(monkeypatch):
-    monkeypatch.setitem(rewards.GRADERS, "new", rewards.GRADERS["math"])
+    monkeypatch.setitem(grader.GRADERS, "new", grader.GRADERS["math"])
     assert grade([r"\boxed{\frac12}"], ["0.5"], "new") == [True]
 
 
@@ -507,17 +557,28 @@ def test_a_new_task_reuses_a_grader(monkeypatch):
 
 @needs_data
 def test_math500_references_equal_themselves():
-    golds = [json.loads(line)["answer"] for line in open(DATA / "math/math500.jsonl", encoding="utf-8")]
-    assert sum(grade([r"Thus $\boxed{%s}$." % gold for gold in golds], golds, "math")) == len(golds) == 500
+    golds = [
+        json.loads(line)["answer"] for line in open(DATA / "math/math500.jsonl", encoding="utf-8")
+    ]
+    assert (
+        sum(grade([r"Thus $\boxed{%s}$." % gold for gold in golds], golds, "math"))
+        == len(golds)
+        == 500
+    )
     # The same again past the first string comparison.
     assert sum(answers_match(gold + r"\,.", gold, "math") for gold in golds) == 500
 
 
 @needs_data
 def test_math_train_references():
-    rows = [json.loads(line) for line in gzip.open(DATA / "math/train12k.jsonl.gz", "rt", encoding="utf-8")]
+    rows = [
+        json.loads(line)
+        for line in gzip.open(DATA / "math/train12k.jsonl.gz", "rt", encoding="utf-8")
+    ]
     right = grade([row["solution"] for row in rows], [row["answer"] for row in rows], "math")
-    assert sum(right) == len(rows) - 24  # two have no answer; 22 box two answers, "and" (a list) or "or" (wrong), of which the row names the last
+    assert (
+        sum(right) == len(rows) - 24
+    )  # two have no answer; 22 box two answers, "and" (a list) or "or" (wrong), of which the row names the last
     golds = sorted({row["answer"] for row in rows if row["answer"]})
     shuffled = random.Random(0).sample(golds, len(golds))
     equal = sum(grade([r"\boxed{%s}" % x for x in shuffled], golds, "math"))
@@ -531,7 +592,9 @@ def test_gsm8k_references():
     assert all(grade([row["answer"] for row in rows], golds, "gsm8k"))
     plain = [gold.replace(",", "") for gold in golds]
     assert all(grade([f"The answer is ${x}.00." for x in plain], golds, "gsm8k"))
-    assert not any(grade([f"#### {x}0" for x in plain if x != "0"], [x for x in golds if x != "0"], "gsm8k"))
+    assert not any(
+        grade([f"#### {x}0" for x in plain if x != "0"], [x for x in golds if x != "0"], "gsm8k")
+    )
     assert not any(grade([f"#### {int(x) + 1}" for x in plain], golds, "gsm8k"))
 
 
@@ -540,13 +603,33 @@ def test_gsm8k_references():
 
 def number(rng):
     a, b = rng.randint(-50, 50), rng.randint(2, 30)
-    return rng.choice([f"{a}", f"{a / 8}", rf"\frac{{{a}}}{{{b}}}", f"{a}/{b}", rf"{b}\sqrt{{{abs(a)}}}", rf"{a}\pi", f"{a}x^{b}"])
+    return rng.choice(
+        [
+            f"{a}",
+            f"{a / 8}",
+            rf"\frac{{{a}}}{{{b}}}",
+            f"{a}/{b}",
+            rf"{b}\sqrt{{{abs(a)}}}",
+            rf"{a}\pi",
+            f"{a}x^{b}",
+        ]
+    )
 
 
 def answer(rng):
     xs = [number(rng) for _ in range(rng.randint(2, 4))]
-    return rng.choice([xs[0], xs[0] + "+" + xs[1], "(" + ",".join(xs) + ")", ", ".join(xs), f"[{xs[0]},{xs[1]})",
-                       r"\begin{pmatrix}" + r"\\".join(xs) + r"\end{pmatrix}", f"x={xs[0]}", rf"\{{{xs[0]},{xs[1]}\}}"])
+    return rng.choice(
+        [
+            xs[0],
+            xs[0] + "+" + xs[1],
+            "(" + ",".join(xs) + ")",
+            ", ".join(xs),
+            f"[{xs[0]},{xs[1]})",
+            r"\begin{pmatrix}" + r"\\".join(xs) + r"\end{pmatrix}",
+            f"x={xs[0]}",
+            rf"\{{{xs[0]},{xs[1]}\}}",
+        ]
+    )
 
 
 def test_reflexive_and_symmetric():
@@ -574,12 +657,16 @@ def test_lists_in_any_order_tuples_not():
         assert answers_match(f"({','.join(xs)})", f"({','.join(ys)})", "math") == (xs == ys)
 
 
-PIECES = (r"\frac \sqrt { } ( ) [ ] , ; = < \le \pm \cup ^ _ ! \text{ \begin{pmatrix} \end{pmatrix} \\ & \left \right "
-          r"1 2.5 .5 1,000 x \pi \sin \log \infty \overline{3} \% % $ \$ °  cm p.m. or and # answer is \boxed{ | \in").split(" ")
+PIECES = (
+    r"\frac \sqrt { } ( ) [ ] , ; = < \le \pm \cup ^ _ ! \text{ \begin{pmatrix} \end{pmatrix} \\ & \left \right "
+    r"1 2.5 .5 1,000 x \pi \sin \log \infty \overline{3} \% % $ \$ °  cm p.m. or and # answer is \boxed{ | \in"
+).split(" ")
 
 
 def test_never_raises(monkeypatch):
-    monkeypatch.setattr(rewards, "_ask", lambda p, g, budget: False)  # without the children, for speed
+    monkeypatch.setattr(
+        grader.math_verify, "ask", lambda p, g, budget: False
+    )  # without the children, for speed
     rng = random.Random(4)
     for _ in range(1500):
         a, b = ("".join(rng.choices(PIECES, k=rng.randint(0, 12))) for _ in range(2))
@@ -587,7 +674,14 @@ def test_never_raises(monkeypatch):
             extract_answer(a, task)
             answers_match(a, b, task)
     for _ in range(500):
-        a = "".join(chr(rng.choice([rng.randrange(128), rng.randrange(0x11000), rng.randrange(0xD800, 0xE000)])) for _ in range(9))
+        a = "".join(
+            chr(
+                rng.choice(
+                    [rng.randrange(128), rng.randrange(0x11000), rng.randrange(0xD800, 0xE000)]
+                )
+            )
+            for _ in range(9)
+        )
         assert answers_match(a, a, "math") == bool(a.strip())
         extract_answer(a, "math")
 
@@ -595,25 +689,76 @@ def test_never_raises(monkeypatch):
 # -- hostile text -------------------------------------------------------------------------------------------------------------
 
 HOSTILE = [
-    "9^{9^{9^{9}}}", "9^9^9^9^9", "((9^{999})^{999})^{999}", "10^{10^{10}}", "e^{e^{e^{e^{9}}}}", "(10^9)!", "1000000000!",
-    "9!!!!!!", r"\binom{10^9}{10^8}", r"\sum_{n=1}^{10^9} \frac{1}{n}", r"\prod_{n=1}^{10^8} n", r"\int_0^1 x^{x^x} dx",
-    "{" * 400, "(" * 240 + "1" + ")" * 240, r"\frac{" * 80 + "1" + "}{2}" * 80, r"\sqrt{" * 90 + "2" + "}" * 90, "1" * 100_000,
-    "1+" * 500_000 + "1", "\\boxed{" * 100_000, "\\boxed{1}, " * 90_000, "a" * 1_000_000, "\x00" * 50, "5\x00", "\ud800", "5\udfff",
-    "$" * 500, "\\" * 500, "-" * 499 + "1", r"\sin" * 120, "|" * 100, "^" * 50, ",".join(["1"] * 200), " " * 1_000_000 + "6",
-    r"|\sin(9^{9^9})|", r"\lfloor 9^{99999} \rfloor", "1e999999999", "0." + "0" * 400 + "1", r"0.\overline{" + "9" * 400 + "}",
-    "(x+1)^{99999}", "(x+y+z)^{5000}", r"\lceil (x+1)^{9999} \rceil", "__import__('os').system('touch /tmp/owned')",
-    "B or " * 200_000, r"\boxed 5 or " * 90_000, "```\n" * 100_000, "(A) or " * 100_000, "answer is " * 100_000, "#### " * 100_000, "5 " * 400, "a.m. " * 90, r"\text{" * 99, "1_" * 200, "1:" * 200, "1%" * 300,
+    "9^{9^{9^{9}}}",
+    "9^9^9^9^9",
+    "((9^{999})^{999})^{999}",
+    "10^{10^{10}}",
+    "e^{e^{e^{e^{9}}}}",
+    "(10^9)!",
+    "1000000000!",
+    "9!!!!!!",
+    r"\binom{10^9}{10^8}",
+    r"\sum_{n=1}^{10^9} \frac{1}{n}",
+    r"\prod_{n=1}^{10^8} n",
+    r"\int_0^1 x^{x^x} dx",
+    "{" * 400,
+    "(" * 240 + "1" + ")" * 240,
+    r"\frac{" * 80 + "1" + "}{2}" * 80,
+    r"\sqrt{" * 90 + "2" + "}" * 90,
+    "1" * 100_000,
+    "1+" * 500_000 + "1",
+    "\\boxed{" * 100_000,
+    "\\boxed{1}, " * 90_000,
+    "a" * 1_000_000,
+    "\x00" * 50,
+    "5\x00",
+    "\ud800",
+    "5\udfff",
+    "$" * 500,
+    "\\" * 500,
+    "-" * 499 + "1",
+    r"\sin" * 120,
+    "|" * 100,
+    "^" * 50,
+    ",".join(["1"] * 200),
+    " " * 1_000_000 + "6",
+    r"|\sin(9^{9^9})|",
+    r"\lfloor 9^{99999} \rfloor",
+    "1e999999999",
+    "0." + "0" * 400 + "1",
+    r"0.\overline{" + "9" * 400 + "}",
+    "(x+1)^{99999}",
+    "(x+y+z)^{5000}",
+    r"\lceil (x+1)^{9999} \rceil",
+    "__import__('os').system('touch /tmp/owned')",
+    "B or " * 200_000,
+    r"\boxed 5 or " * 90_000,
+    "```\n" * 100_000,
+    "(A) or " * 100_000,
+    "answer is " * 100_000,
+    "#### " * 100_000,
+    "5 " * 400,
+    "a.m. " * 90,
+    r"\text{" * 99,
+    "1_" * 200,
+    "1:" * 200,
+    "1%" * 300,
 ]
 
 
-@pytest.mark.parametrize("i", range(len(HOSTILE)), ids=lambda i: HOSTILE[i][:24].encode("ascii", "replace").decode())
+@pytest.mark.parametrize(
+    "i", range(len(HOSTILE)), ids=lambda i: HOSTILE[i][:24].encode("ascii", "replace").decode()
+)
 def test_hostile(i):
     text = HOSTILE[i]
     start = time.monotonic()
     said = [rf"\boxed{{{text}}}", r"\boxed{\frac{10}{2}}", text, "#### " + text, r"\boxed{5.0001}"]
     for task in ("arc", "code", "gsm8k"):
         assert all(extract_answer(x, task) != "5" or "5" in text[:9] for x in said[2:4])
-    verdicts = grade(said, ["5"] * 5, "math") + [answers_match(text, "7", "math"), answers_match("7", text, "math")]
+    verdicts = grade(said, ["5"] * 5, "math") + [
+        answers_match(text, "7", "math"),
+        answers_match("7", text, "math"),
+    ]
     assert time.monotonic() - start < 10
     assert verdicts[1] and not verdicts[4] and not any(verdicts[5:])
     assert not any(verdicts[::2]) or "5" in text[:2]
@@ -621,19 +766,25 @@ def test_hostile(i):
 
 def test_a_hung_child_is_replaced():
     start = time.monotonic()
-    assert not rewards._ask(r"\lfloor 9^{9^{9^{9}}} \rfloor", r"|9^{9^{9^{8}}}|", [1.0])
-    assert not rewards._ask(r"\binom{10^9}{10^8}", r"\binom{10^9}{10^7}", [1.0])  # past the filter
-    assert rewards._ask(r"|x|", r"|x|", [6.0]) and time.monotonic() - start < 20
-    child = rewards._idle[-1]
+    assert not grader.math_verify.ask(r"\lfloor 9^{9^{9^{9}}} \rfloor", r"|9^{9^{9^{8}}}|", [1.0])
+    assert not grader.math_verify.ask(
+        r"\binom{10^9}{10^8}", r"\binom{10^9}{10^7}", [1.0]
+    )  # past the filter
+    assert grader.math_verify.ask(r"|x|", r"|x|", [6.0]) and time.monotonic() - start < 20
+    child = grader.math_verify.idle[-1]
     child.kill()
     child.wait()
-    assert rewards._ask(r"|x-1|", r"|1-x|", [6.0])
+    assert grader.math_verify.ask(r"|x-1|", r"|1-x|", [6.0])
 
 
 def test_children_end_with_their_parent():
-    code = ("import os, rewards; rewards._ask('|x|', '|x|', [6.0]); "
-            "print(rewards._idle[0].pid, flush=True); os.kill(os.getpid(), 9)")
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=pathlib.Path(__file__).parents[1])
+    code = (
+        "import os, grader; grader.math_verify.ask('|x|', '|x|', [6.0]); "
+        "print(grader.math_verify.idle[0].pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, cwd=pathlib.Path(__file__).parents[1]
+    )
     pid = int(out.stdout)
     for _ in range(100):
         stat = pathlib.Path(f"/proc/{pid}/stat")
@@ -644,22 +795,36 @@ def test_children_end_with_their_parent():
 
 
 def test_import_is_light():
-    code = "import sys, rewards; sys.exit(any(m in sys.modules for m in ('sympy', 'math_verify', 'torch')))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=pathlib.Path(__file__).parents[1]).returncode == 0
+    code = "import sys, grader; sys.exit(any(m in sys.modules for m in ('sympy', 'math_verify', 'torch')))"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=pathlib.Path(__file__).parents[1]
+        ).returncode
+        == 0
+    )
 
 
-def test_restating_a_formula_of_the_question_is_no_answer(tmp_path):
-    """bstar.score on MATH: the value is right, nothing was computed; a number, a word or what was computed may stand in both."""
-    import bstar
-    q = data.Query("0", r"Evaluate $81^{3/4}$. Is it 27?", "27")
-    group = [data.Sample(f"So it is $\\boxed{{{x}}}$.", "stop") for x in ("81^{3/4}", "27", "3^3", "81^{\\frac{3}{4}}")]
-    bstar.score([q], [group], bstar.parse_config(["--task", "math"]))
-    assert [s.correct for s in group] == [False, True, True, True] and group[0].reward == 0.0
+def test_restating_a_formula_of_the_question_is_no_answer():
+    """The value is right, nothing was computed; a number, a word or what was computed may stand in both."""
+    question = "Evaluate $81^{3/4}$. Is it 27?"
+    responses = [
+        f"So it is $\\boxed{{{x}}}$." for x in ("81^{3/4}", "27", "3^3", "81^{\\frac{3}{4}}")
+    ]
+    assert grade(responses, ["27"] * 4, "math", [question] * 4) == [False, True, True, True]
+    assert grade(responses, ["27"] * 4, "math") == [True] * 4
 
 
 def test_no_real_reference_answer_is_a_copy_of_its_question():
-    folder = pathlib.Path(rewards.__file__).parent.parent / "shared" / "data" / "math"
+    folder = pathlib.Path(grader.__file__).parent.parent / "shared" / "data" / "math"
     if not folder.exists():
         pytest.skip("no ../shared/data/math: the real rows are not here")
-    rows = [row for name in ("train12k.jsonl.gz", "math500.jsonl") for _, row in data.read_rows(str(folder / name))]
-    assert not [row["unique_id"] for row in rows if rewards.copies(row["answer"], row["answer"], row["problem"])]
+    rows = [
+        row
+        for name in ("train12k.jsonl.gz", "math500.jsonl")
+        for _, row in data.read_rows(str(folder / name))
+    ]
+    assert not [
+        row["unique_id"]
+        for row in rows
+        if grader.copies(row["answer"], row["answer"], row["problem"])
+    ]
