@@ -1,52 +1,534 @@
-"""A fork server that runs model-written Python programs under Landlock, seccomp and rlimits; rewards.py starts it:
+"""Does a model-written program pass its unit tests: the client that compares, and the sandbox.
 
-    python -s -S -P sandbox.py FD [--unsafe]      FD: one end of a SOCK_SEQPACKET socketpair
+    program, tests -> fork server -> locked-in child -> its output -> compared here -> 0 or 1
 
-It first sends `ready`, or what this machine lacks. Then each message carries two descriptors: a job {"program": source,
-"stdin": text, "calls": [...] or null} as JSON, and a pipe for the answer. The server forks a child, which locks itself in and
-runs the program, and replies with the exit status. No verdict is made and no expected output comes here; only a job's own
-child reads it and writes its answer, so that no child finds another's in its memory.
+    python -s -S -P sandbox.py FD [--unsafe]    the fork server; the client starts it, FD: a socket
 
-A child can compute, import the standard library and start threads. It cannot open a file outside the standard library, write
-to any, start a process, use a socket, signal or trace anyone, or change a file's mode. What this does NOT cover:
-- Kernel bugs and CPU side channels: one kernel is shared. Hostile code at scale belongs in a virtual machine.
-- `stat` (a program learns that a path exists and how large it is), the clock, the CPU's name, the user's id stay visible.
-- Each child may use 1 GiB; thread floods (more than 64) are noticed every 50 ms; nothing limits memory bandwidth.
-- Good programs that need numpy, asyncio, sqlite3, lzma, a file (even /dev/null) or a second process are judged wrong.
-- Waiting for a CPU is not idling: on a crowded machine a program may hold its place for up to 60 s.
+The server first sends `ready`, or what this machine lacks. Each message then carries two
+descriptors: a job (program, stdin, calls) as JSON, and a pipe for the answer. The server forks a
+child, which locks itself in with Landlock, seccomp and rlimits and runs the program, and replies
+with its exit status. No expected output enters a program's process, no child sees another's job.
+
+A child can compute, import the standard library and start threads. It cannot open a file outside
+the standard library, write to any, start a process, use a socket, signal or trace anyone, or
+change a file's mode. What this does NOT cover:
+- Kernel bugs and CPU side channels: one kernel is shared. Hostile code at scale belongs in a
+  virtual machine.
+- `stat` (that a path exists, its size), the clock, the CPU's name, the user's id stay visible.
+- Each child may use 1 GiB; thread floods (more than 64) are noticed every 50 ms; nothing limits
+  memory bandwidth.
+- Good programs that need numpy, asyncio, sqlite3, lzma, a file (even /dev/null) or a second
+  process are judged wrong.
+- Waiting for a CPU is not idling: on a crowded machine a program may hold its place for 60 s.
 - With --unsafe, whatever this machine lacks is left out, and nobody probes what is then open.
 """
-import atexit, builtins, contextlib, ctypes, errno, fcntl, gc, json, os, resource, select, signal, socket, struct  # noqa: E401
-import sys, threading, time, types, typing  # noqa: E401
-# Imported once here, so that no child pays for them.
-import bisect, cmath, collections, copy, dataclasses, datetime, decimal, fractions, functools, hashlib, heapq  # noqa: E401,F401
-import itertools, math, operator, queue, random, re, statistics, string, textwrap, zlib  # noqa: E401,F401
-from collections.abc import Callable
+
+from __future__ import annotations
+
+import ast
+import atexit
+import builtins
+import contextlib
+import ctypes
+import errno
+import fcntl
+import gc
+import importlib
+import json
+import math
+import operator
+import os
+import re
+import resource
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+import types
+import typing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, repeat
 from os import _exit  # bound early: the program may replace os._exit in its own process
 
+if __name__ == "__main__":
+    UserError = Exception  # the fork server sees the standard library alone
+else:
+    from data import UserError
+
+# -- the client: from a response to 0 or 1 --------------------------------------------------------
+
+BLOCK = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.S | re.M)
+
+
+def passes(program: str, gold: str) -> bool:
+    """1[y^ passes all unit tests of x]   [Eq. 1, Sec. 2.1]
+
+    gold     the tests as JSON: those of APPS, or {"asserts": the arguments of assert_tests}
+    """
+    tests = json.loads(gold)
+    if "asserts" in tests:
+        tests |= assert_tests(**tests["asserts"])
+    return run_unit_tests(program, tests)
+
+
+def extract_program(text: str) -> str | None:
+    r"""The program of a response: its last fenced code block, else all of it without a stray fence.
+
+    >>> extract_program("Here:\n```python\nprint(1)\n```\nIt prints.")
+    'print(1)'
+    >>> extract_program("print(1)"), extract_program("")
+    ('print(1)', None)
+    """
+    blocks = [block for block in BLOCK.findall(text) if block.strip()]
+    program = blocks[-1] if blocks else re.sub(r"(?m)^[ \t]*```.*", "", text)
+    return program.strip("\n") or None
+
+
+def run_unit_tests(
+    program: str, tests: dict, fn_name: str | None = None, unsafe: bool = False
+) -> bool:
+    """1[the program passes every test]; there is no reward for half of them.
+
+    tests    {"inputs": [...], "outputs": [...]} as in APPS (stdin texts, or argument lists of
+             `fn_name`), or what assert_tests returns; `fn_name` and `unsafe` may stand in them
+    raises   SandboxError where isolation falls short, unless `unsafe`
+
+    >>> square = "def square(x): return x + x"
+    >>> run_unit_tests(square, {"inputs": [[2], [3]], "outputs": [[4], [9]]}, "square")
+    False
+    """
+    unsafe = unsafe or tests.get("unsafe", False)
+    for _ in range(2):  # once more where the fork server was killed from outside
+        server = SERVERS.take(unsafe)
+        verdict = passes_all(server, program, tests, fn_name or tests.get("fn_name"))
+        if server.alive:
+            SERVERS.give_back(server, unsafe)
+            break
+    return verdict
+
+
+def grade_programs(
+    programs: Sequence[str],
+    tests: Sequence[dict],
+    fn_names: Sequence[str | None] | None = None,
+    workers: int | None = None,
+    unsafe: bool = False,
+) -> list[bool]:
+    """run_unit_tests for many programs, tests and fn_names one a program, in `workers` servers."""
+    with ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1)) as pool:
+        names = fn_names or repeat(None)
+        return list(pool.map(run_unit_tests, programs, tests, names, repeat(unsafe)))
+
+
+def passes_all(server: ForkServer, program: str, tests: dict, fn_name: str | None) -> bool:
+    """1[the program passes every test], on one fork server."""
+    if "replay" in tests:
+        return passes_replay(server, program, tests["replay"])
+    inputs, outputs = tests["inputs"], tests["outputs"]
+    if not inputs or len(inputs) != len(outputs):
+        counts = f"{len(inputs)} inputs, {len(outputs)} outputs"
+        raise ValueError(f"tests need as many outputs as inputs, and one at least: {counts}")
+    if "setup" in tests:
+        values = [ast.literal_eval(output) for output in outputs]
+        return passes_calls(server, f"{program}\n{tests['setup']}", inputs, values, operator.eq)
+    if fn_name is None:
+        return passes_stdin(server, program, inputs, outputs)
+    calls = [[fn_name, arguments] for arguments in inputs]
+    return passes_calls(server, program, calls, unwrapped(outputs), same_value)
+
+
+def unwrapped(outputs: list) -> list:
+    """APPS's expected values of functions, which stand as [9] for 9 in most problems.
+
+    Of 460 rows with a function, 455 have one-item lists alone and mean the item. In the other 5
+    some output is no such list, and all stand for themselves. So the value [9] is wrong for 9.
+    """
+    if all(isinstance(output, list) and len(output) == 1 for output in outputs):
+        return [output[0] for output in outputs]
+    return outputs
+
+
+def passes_stdin(server: ForkServer, program: str, inputs: list, outputs: list) -> bool:
+    """1[the program prints each output for its input]; each input has a process of its own."""
+    for given, want in zip(inputs, outputs):
+        given, want = as_text(given), as_text(want).encode("utf-8", "surrogatepass")
+        ended, out = server.run(program, given, expected=len(want))
+        if not ended or not same_tokens(out, want):
+            return False
+    return True
+
+
+def as_text(lines: str | list[str]) -> str:
+    """APPS gives some inputs and outputs as a list of lines."""
+    return "\n".join(lines) if isinstance(lines, list) else lines
+
+
+def passes_calls(
+    server: ForkServer, program: str, calls: list, values: list, same: Callable
+) -> bool:
+    """1[each call has its value], all in one process, from the first failure on in a fresh one."""
+    while calls:
+        ended, out = server.run(program, calls=calls, expected=len(repr(values)))
+        lines = out.split(b"\n")[:-1]
+        right = 0
+        for line, want in zip(lines, values):
+            if not same(decode(line), want):
+                break
+            right += 1
+        calls, values = calls[right:], values[right:]
+        if right == 0 or not (calls or ended):
+            return False
+    return True
+
+
+# The test code of a data set, in a child of its own, without the program. Each call of the tested
+# function is answered from `known`; the first unknown one is printed, for the program to answer.
+REPLAY = """
+import math, os, random, sys
+inf, nan, known = math.inf, math.nan, iter([{known}])
+def stub(name):
+    def ask(*args, **named):
+        for value in known: return value
+        os._exit(print(f"{{name}}(*{{args!r}}, **{{named!r}})", flush=True) or 0)
+    return ask
+random.seed(0)
+{source}
+print("passed")
+"""
+
+
+def passes_replay(server: ForkServer, program: str, source: str) -> bool:
+    """1[test code passes on the program's answers], asked one by one, each in its own process."""
+    known = []
+    while True:
+        ended, out = server.run(REPLAY.format(known=", ".join(known), source=source))
+        question = out.decode().rstrip("\n").rpartition("\n")[2]
+        if not ended or question == "passed":
+            return ended and known != []  # a test that asks nothing is none
+        answer = server.run(program, calls=[question])[1]
+        known.append(repr(decode(answer)))  # what is no plain data is no Python either
+
+
+def assert_tests(
+    source: str, entry: str | None = None, setup: str = "", reference: str = ""
+) -> dict:
+    """The `tests` of run_unit_tests from assert lines (MBPP) or check(candidate) (HumanEval).
+
+    source     assert lines; with `entry`, a module whose check(candidate) tests that function
+    setup      runs after the program, before the calls (MBPP's test_setup_code)
+    reference  code that the test needs and no program is asked for (HumanEval's solution)
+    returns    calls and literal values where each assert is f(...) == literal, else test code
+
+    >>> assert_tests("assert add(2, 3) == 5")
+    {'inputs': ['add(2, 3)'], 'outputs': ['5'], 'setup': ''}
+    >>> list(assert_tests("assert abs(half(3) - 1.5) < 1e-6"))
+    ['replay']
+    """
+    tree = ast.parse(source)
+    names = {"candidate"} if entry else called_names(tree)
+    body = tree.body
+    if entry:
+        body = next(node for node in body if getattr(node, "name", "") == "check").body
+    try:
+        inputs, outputs = literal_tests(body, names)
+    except ValueError:  # some assert has another form
+        stubs = [f"{name} = stub({entry or name!r})" for name in sorted(names)]
+        run_check = "check(candidate)" if entry else ""
+        return {"replay": "\n".join([reference, *stubs, source, run_check])}
+    setup = f"{setup}\ncandidate = {entry}" if entry else setup
+    return {"inputs": inputs, "outputs": outputs, "setup": setup}
+
+
+def called_names(tree: ast.AST) -> set[str]:
+    """The functions that assert lines call: no built-in ones, unless there are no others."""
+    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    names = {function.id for function in calls if isinstance(function, ast.Name)}
+    return names - set(dir(builtins)) or names
+
+
+def literal_tests(body: list[ast.stmt], names: set[str]) -> tuple[list[str], list[str]]:
+    """(calls, values) as source; raises ValueError if an assert is not f(...) == literal."""
+    inputs, outputs = [], []
+    for node in body:
+        match node:
+            case ast.Pass() | ast.Expr(ast.Constant()) | ast.Assert(ast.Constant(True)):
+                continue
+            case ast.Assert(ast.Compare(ast.Call(ast.Name(name)) as call, [ast.Eq()], [value])):
+                if name not in names:
+                    raise ValueError(name)
+                inputs.append(ast.unparse(call))
+                outputs.append(repr(ast.literal_eval(value)))
+            case _:
+                raise ValueError(node)
+    return inputs, outputs
+
+
+# -- comparing ------------------------------------------------------------------------------------
+
+NUMBER = re.compile(rb"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+KINDS = {
+    list: iter,
+    tuple: iter,
+    set: iter,
+    frozenset: iter,
+    dict: dict.items,
+    complex: lambda value: (value.real, value.imag),
+}
+
+
+def same_tokens(out: bytes, want: bytes) -> bool:
+    """Valid UTF-8, and equal tokens on equal lines, blank lines aside.
+
+    >>> same_tokens(b"1 2 \\n0.333333333\\n", b"1 2\\n\\n0.3333333")
+    True
+    >>> same_tokens(b"1\\n2\\n", b"1 2"), same_tokens(b"2.0", b"2")
+    (False, False)
+    """
+    if out.decode(errors="replace").encode() != out:
+        return False
+    got, gold = token_lines(out), token_lines(want)
+    if [*map(len, got)] != [*map(len, gold)]:
+        return False
+    return all(map(same_token, chain(*got), chain(*gold)))
+
+
+def token_lines(text: bytes) -> list[list[bytes]]:
+    """The tokens of each line that has one."""
+    lines = [line.split() for line in text.split(b"\n")]
+    return [tokens for tokens in lines if tokens]
+
+
+def same_token(got: bytes, want: bytes) -> bool:
+    """Equal, or numbers within 1e-6 relative where the expected one has a . or an e."""
+    if got == want:
+        return True
+    if not re.search(rb"[.eE]", want) or not NUMBER.fullmatch(want) or not NUMBER.fullmatch(got):
+        return False
+    return is_close(float(got), float(want))
+
+
+def is_close(got: float, want: float) -> bool:
+    """Within 1e-6 relative, or 1e-9."""
+    return math.isclose(got, want, rel_tol=1e-6, abs_tol=1e-9)
+
+
+def same_value(got: object, want: object) -> bool:
+    """Equal as JSON values: a tuple is a list, a key its string, a bool no number.
+
+    >>> same_value((1, 2.0), [1, 2]), same_value(True, 1)
+    (True, False)
+    >>> same_value({1: "a"}, {"1": "a"}), same_value(0.1 + 0.2, 0.3)
+    (True, True)
+    """
+    if isinstance(want, list):
+        if not isinstance(got, (list, tuple)) or len(got) != len(want):
+            return False
+        return all(map(same_value, got, want))
+    if isinstance(want, dict) and isinstance(got, dict):
+        got = {str(key): value for key, value in got.items()}
+        return got.keys() == want.keys() and all(same_value(got[key], want[key]) for key in want)
+    if isinstance(want, float) and isinstance(got, float) and is_close(got, want):
+        return True
+    return got == want and isinstance(got, bool) == isinstance(want, bool)
+
+
+def plain(value: object) -> object:
+    """A value as JSON that keeps Python's types; anything but plain data becomes nothing's equal.
+
+    >>> plain([1, (2, {"a": None})])
+    [1, {'tuple': [2, {'dict': [{'tuple': ['a', None]}]}]}]
+    >>> plain(print)
+    {'other': 'builtin_function_or_method'}
+    """
+    for kind, parts in KINDS.items():
+        if isinstance(value, kind):
+            items = [plain(part) for part in parts(value)]
+            return items if kind is list else {kind.__name__: items}
+    if value is None or isinstance(value, (int, float, str)):
+        return value
+    return {"other": type(value).__name__}
+
+
+def decode(line: bytes) -> object:
+    """The value that `plain` wrote; equal to nothing where a hostile child sent other bytes.
+
+    >>> decode(b'[1, {"tuple": [2, {"dict": [{"tuple": ["a", null]}]}]}]')
+    [1, (2, {'a': None})]
+    """
+    kinds = {kind.__name__: kind for kind in KINDS}
+
+    def value(record: dict) -> object:
+        [(kind, parts)] = record.items()
+        return complex(*parts) if kind == "complex" else kinds[kind](parts)
+
+    try:
+        return json.loads(line, object_hook=value)
+    except Exception:  # no plain data, deep nesting, unhashable members, endless digits
+        return object()
+
+
+# -- the client's end of a fork server ------------------------------------------------------------
+
+OUTPUT = 64 << 10  # bytes a program may print, beside twice what is expected
+PROBE = """
+import os, socket
+acts = [(os.fork,), (socket.socket,), (open, {file!r}), (open, {file!r}, "r+"),
+    (os.kill, os.getppid(), 0), (os.execv, {python!r}, [{python!r}, "-c", "print('execv')"])]
+for act, *args in acts:
+    try: act(*args), print(act.__name__, flush=True)
+    except OSError: pass
+"""
+
+
+class SandboxError(UserError):
+    """One line: model-written programs can't be run safely here, why, and what to do."""
+
+
+class ForkServer:
+    """This file as a process, and its control socket; it ends when that is closed."""
+
+    def __init__(self, unsafe: bool):
+        if not sys.platform.startswith("linux"):
+            raise SandboxError(f"model-written programs run on Linux only; this is {sys.platform}")
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self.process = start_server(theirs.fileno(), unsafe)
+        state = self.control.recv(4096).decode() or "its fork server did not start"
+        if state == "ready" and not unsafe:
+            state = self.probe()
+        if state != "ready":
+            problem = f"model-written programs can't be run safely here: {state}"
+            raise SandboxError(f"{problem}; or accept less with --unsafe-code")
+
+    def probe(self) -> str:
+        """`ready` if a program is denied what it must not do, else what is open to it."""
+        ended, out = self.run(PROBE.format(file=os.path.abspath(__file__), python=sys.executable))
+        acts = sorted({*out.decode().split()})
+        if acts:
+            return f"open to them: {', '.join(acts)}"
+        return "ready" if ended else "the probe failed"
+
+    def run(
+        self, program: str, stdin: str = "", calls: list | None = None, expected: int = 0
+    ) -> tuple[bool, bytes]:
+        """One job; sets `alive`, whether the server still is.
+
+        calls    expressions or [fn_name, arguments]; None: stdin goes in, stdout comes out
+        expected bytes that are expected of it
+        returns  (ended with exit status 0 in time, its output or a JSON line a call)
+        """
+        job = {"program": program, "stdin": stdin, "calls": calls}
+        read, write = os.pipe()
+        out, status = b"", b""
+        with open(read, "rb", buffering=0) as answer, contextlib.suppress(ConnectionError):
+            self.send(job, write)
+            out, flood = read_output(answer, OUTPUT + 2 * expected)
+            answer.close()  # a flood meets a broken pipe
+            status = self.control.recv(64)
+        self.alive = status != b""
+        return status == b"0" and not flood, out
+
+    def send(self, job: dict, write: int) -> None:
+        """Hand over the job and the pipe's writing end, and close both here."""
+        with open(write, "wb"), open(os.memfd_create("job"), "w+") as file:
+            json.dump(job, file)
+            file.seek(0)
+            socket.send_fds(self.control, [b"run"], [file.fileno(), write])
+
+
+def start_server(control: int, unsafe: bool) -> subprocess.Popen:
+    """This file as a fork server; it gets nothing of this process but the socket."""
+    flags = ["--unsafe"] if unsafe else []
+    return subprocess.Popen(
+        [sys.executable, "-s", "-S", "-P", os.path.abspath(__file__), str(control), *flags],
+        env={"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"},
+        pass_fds=[control],
+        cwd="/",
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def read_output(answer: typing.BinaryIO, most: int) -> tuple[bytes, bool]:
+    """(all that comes, whether it was cut off after `most` bytes)"""
+    out = bytearray()
+    while chunk := answer.read(1 << 16):
+        out += chunk
+        if len(out) > most:
+            return bytes(out), True
+    return bytes(out), False
+
+
+class Servers:
+    """The fork servers that wait for work; a forked process must not share its parent's."""
+
+    def __init__(self):
+        self.owner, self.idle = None, {}
+
+    def take(self, unsafe: bool) -> ForkServer:
+        """One that waits, or a new one."""
+        if self.owner != os.getpid():
+            self.owner, self.idle = os.getpid(), {False: [], True: []}
+        try:
+            return self.idle[unsafe].pop()
+        except IndexError:
+            return ForkServer(unsafe)
+
+    def give_back(self, server: ForkServer, unsafe: bool) -> None:
+        """It waits for the next program."""
+        self.idle[unsafe].append(server)
+
+
+SERVERS = Servers()
+
+# -- the child: what it gives up ------------------------------------------------------------------
+
 IDLE_S, WALL_S, THREADS = 12, 60, 64
-STACK, THREAD_STACK = 256 << 20, 8 << 20  # a thread's, unless the program asks for more; else glibc would take RLIMIT_STACK
-LIMITS = {resource.RLIMIT_CPU: 4, resource.RLIMIT_AS: 1 << 30, resource.RLIMIT_FSIZE: 0, resource.RLIMIT_NOFILE: 32,
-          resource.RLIMIT_CORE: 0, resource.RLIMIT_MEMLOCK: 0}
-KINDS = {list: iter, tuple: iter, set: iter, frozenset: iter, dict: dict.items, complex: lambda z: (z.real, z.imag)}
+# A thread's stack, unless the program asks for more; else glibc would take RLIMIT_STACK.
+STACK, THREAD_STACK = 256 << 20, 8 << 20
+LIMITS = {
+    resource.RLIMIT_CPU: 4,
+    resource.RLIMIT_AS: 1 << 30,
+    resource.RLIMIT_FSIZE: 0,
+    resource.RLIMIT_NOFILE: 32,
+    resource.RLIMIT_CORE: 0,
+    resource.RLIMIT_MEMLOCK: 0,
+}
 ALLOW, DENY, ABSENT = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
 
-# Plain calls that touch only the caller's own memory, its open descriptors, its clocks, or a file's metadata.
-FREE = """access alarm brk clock_getres clock_gettime clock_nanosleep close close_range dup dup2 dup3 exit exit_group faccessat
-faccessat2 fstat fstatfs futex getcwd getdents64 getegid geteuid getgid getgroups getitimer getpgrp getpid getppid getrandom
-getresgid getresuid getrlimit getrusage getsid gettid gettimeofday getuid lseek lstat madvise mmap mprotect mremap munmap
-nanosleep newfstatat pause poll ppoll pread64 pselect6 read readv restart_syscall rseq rt_sigaction rt_sigpending
-rt_sigprocmask rt_sigreturn rt_sigsuspend sched_getaffinity sched_yield select set_robust_list set_tid_address setitimer
-sigaltstack stat statx sysinfo time times uname write writev""".split()
+# Calls that touch only the caller's memory, its open descriptors, its clocks, or files' metadata.
+FREE = """access alarm brk clock_getres clock_gettime clock_nanosleep close close_range dup dup2
+dup3 exit exit_group faccessat faccessat2 fstat fstatfs futex getcwd getdents64 getegid geteuid
+getgid getgroups getitimer getpgrp getpid getppid getrandom getresgid getresuid getrlimit getrusage
+getsid gettid gettimeofday getuid lseek lstat madvise mmap mprotect mremap munmap nanosleep
+newfstatat pause poll ppoll pread64 pselect6 read readv restart_syscall rseq rt_sigaction
+rt_sigpending rt_sigprocmask rt_sigreturn rt_sigsuspend sched_getaffinity sched_yield select
+set_robust_list set_tid_address setitimer sigaltstack stat statx sysinfo time times uname write
+writev""".split()
 WRITES = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC | os.O_TMPFILE & ~os.O_DIRECTORY
-# (call, argument, mask, value): allowed only where argument & mask == value. Left open, fcntl(F_SETOWN) and the like send
-# signals, prlimit64 changes other processes' limits. clone: with CLONE_THREAD, without new namespaces and CLONE_PTRACE.
-LIMITED = [("open", 1, WRITES, 0), ("openat", 2, WRITES, 0), ("clone", 0, 0x7E032000, 0x10000), ("prlimit64", 0, -1, 0)]
-LIMITED += [("fcntl", 1, -1, c) for c in (fcntl.F_DUPFD, fcntl.F_DUPFD_CLOEXEC, fcntl.F_GETFD, fcntl.F_SETFD, fcntl.F_GETFL)]
-LIMITED += [("ioctl", 1, -1, c) for c in (0x5401, 0x5413, 0x5450, 0x5451)]  # TCGETS, TIOCGWINSZ, FIONCLEX, FIOCLEX
+# (call, argument, mask, value): allowed only where argument & mask == value. Left open,
+# fcntl(F_SETOWN) and the like send signals, and prlimit64 changes other processes' limits.
+LIMITED = [
+    ("open", 1, WRITES, 0),
+    ("openat", 2, WRITES, 0),
+    ("clone", 0, 0x7E032000, 0x10000),  # CLONE_THREAD, no new namespace, no CLONE_PTRACE
+    ("prlimit64", 0, -1, 0),
+    ("fcntl", 1, ~3, 0),  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL
+    ("fcntl", 1, -1, fcntl.F_DUPFD_CLOEXEC),
+    ("ioctl", 1, -1, 0x5401),  # TCGETS
+    ("ioctl", 1, -1, 0x5413),  # TIOCGWINSZ
+    ("ioctl", 1, ~1, 0x5450),  # FIONCLEX, FIOCLEX
+]
 
 libc = ctypes.CDLL(None, use_errno=True)
-libc.syscall.argtypes, libc.prctl.argtypes = [ctypes.c_long] + [ctypes.c_void_p] * 4, [ctypes.c_int] + [ctypes.c_void_p] * 4
+libc.syscall.argtypes = [ctypes.c_long] + [ctypes.c_void_p] * 4
+libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_void_p] * 4
 
 
 def must(result: int) -> int:
@@ -57,29 +539,42 @@ def must(result: int) -> int:
 
 
 def make_landlock() -> Callable[[], int]:
-    """A function that leaves its process reading the standard library, and no other file, connection or signal, for ever."""
+    """A function that leaves its process the standard library's files, and no socket or signal."""
     abi = must(libc.syscall(444, None, 0, 1, 0))
     rights = (1 << (13 + (abi >= 2) + (abi >= 3) + (abi >= 5))) - 1  # + REFER, TRUNCATE, IOCTL_DEV
-    attr = struct.pack("QQQ", rights, 3, 3)[: 8 if abi < 4 else 16 if abi < 6 else 24]  # files; TCP; signals, abstract sockets
-    ruleset = must(libc.syscall(444, attr, len(attr), 0, 0))
-    library = struct.pack("=Qi", 4 | 8, os.open(os.path.dirname(os.__file__), os.O_PATH))  # READ_FILE | READ_DIR
+    attributes = struct.pack("QQQ", rights, 3, 3)  # files; TCP; signals and abstract sockets
+    known = 8 * (1 + (abi >= 4) + (abi >= 6))  # bytes of them
+    ruleset = must(libc.syscall(444, attributes, known, 0, 0))
+    folder = os.open(os.path.dirname(os.__file__), os.O_PATH)
+    library = struct.pack("=Qi", 4 | 8, folder)  # READ_FILE | READ_DIR
     must(libc.syscall(445, ruleset, 1, library, 0))
-    ruleset = fcntl.fcntl(ruleset, fcntl.F_DUPFD_CLOEXEC, 64)  # out of the way of a child's descriptors 0 to 3
+    ruleset = fcntl.fcntl(ruleset, fcntl.F_DUPFD_CLOEXEC, 64)  # above a child's descriptors
     return lambda: must(libc.syscall(446, ruleset, 0, 0, 0))
 
 
 def make_seccomp() -> Callable[[], int]:
-    """A function that leaves its process the system calls above for ever; all others fail with EPERM."""
+    """A function that leaves its process the system calls above; all others fail with EPERM."""
     must(libc.prctl(21, 0, 0, 0, 0))  # PR_GET_SECCOMP fails where the kernel was built without it
     lib = ctypes.CDLL("libseccomp.so.2")
     lib.seccomp_init.restype = ctypes.c_void_p
     context = ctypes.c_void_p(lib.seccomp_init(DENY))
-    # clone3's flags lie in memory, out of the filter's sight: told that it is absent, glibc takes clone
-    for action, name, *rest in [(ALLOW, n) for n in FREE] + [(ALLOW, *r) for r in LIMITED] + [(ABSENT, "clone3")]:
+
+    def rule(action: int, name: str, *limit: int) -> None:
         number = lib.seccomp_syscall_resolve_name(name.encode())
-        if number >= 0:
-            test = struct.pack("IiQQ", rest[0], 7, rest[1] & (1 << 64) - 1, rest[2]) if rest else None  # 7: SCMP_CMP_MASKED_EQ
-            must(lib.seccomp_rule_add_array(context, action, number, len(rest) // 3, test))
+        if number < 0:  # this machine has no such call
+            return
+        test = None
+        if limit:
+            argument, mask, value = limit
+            test = struct.pack("IiQQ", argument, 7, mask & (1 << 64) - 1, value)  # MASKED_EQ
+        must(lib.seccomp_rule_add_array(context, action, number, len(limit) // 3, test))
+
+    for name in FREE:
+        rule(ALLOW, name)
+    for limited in LIMITED:
+        rule(ALLOW, *limited)
+    # clone3's flags lie in memory, out of the filter's sight: where it is absent, glibc takes clone
+    rule(ABSENT, "clone3")
     return lambda: must(lib.seccomp_load(context))
 
 
@@ -87,7 +582,8 @@ def lock(restrictions: list[Callable]) -> None:
     """Give up everything this process will not need; any failure here ends it."""
     for what, most in LIMITS.items():
         hard = resource.getrlimit(what)[1]
-        resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard),) * 2)
+        limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.setrlimit(what, (limit, limit))
     must(libc.prctl(38, 1, 0, 0, 0))  # PR_SET_NO_NEW_PRIVS
     must(libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)))
     for restrict in restrictions:
@@ -95,90 +591,104 @@ def lock(restrictions: list[Callable]) -> None:
     os.closerange(4, 256)  # more than the server ever holds
 
 
-def plain(v: object) -> object:
-    """A value as JSON that keeps Python's types; anything but plain data becomes nothing's equal.
-
-    >>> plain([1, (2, {"a": None})]), plain(print)
-    ([1, {'tuple': [2, {'dict': [{'tuple': ['a', None]}]}]}], {'other': 'builtin_function_or_method'})
-    """
-    for kind, parts in KINDS.items():
-        if isinstance(v, kind):
-            return [plain(x) for x in parts(v)] if kind is list else {kind.__name__: [plain(x) for x in parts(v)]}
-    return v if v is None or isinstance(v, (int, float, str)) else {"other": type(v).__name__}
+# -- the child: what it runs ----------------------------------------------------------------------
 
 
-def call(space: dict, item: str | list) -> object:
-    """The value of an expression, or of [fn_name, arguments] on class Solution or the module's function."""
-    if isinstance(item, str):
-        return eval(item, space)
-    owner = space.get("Solution")
-    return (getattr(owner(), item[0]) if hasattr(owner, item[0]) else space[item[0]])(*item[1])
-
-
-def run_program(job: dict) -> None:
-    """Run the source as a real module, then its calls, one JSON line each on descriptor 3."""
-    name = "__main__" if job["calls"] is None else "solution"  # a tested function's demo under __main__ stays silent
-    module = sys.modules["__main__"] = sys.modules[name] = types.ModuleType(name)
-    space, answer = vars(module), open(3, "w", closefd=False)
-    space["__builtins__"] = builtins
-    if job["calls"] is not None:  # LeetCode's starter code, kept in APPS, annotates with List unimported
-        space.update((k, getattr(typing, k)) for k in typing.__all__)
-    exec(compile(job["program"], "program.py", "exec", dont_inherit=True), space)
-    for item in job["calls"] or ():
-        print(json.dumps(plain(call(space, item))), file=answer, flush=True)
-
-
-def exit_status(job: dict) -> int:
-    """Run, then end as the interpreter would: join threads, atexit, flush, drop globals (which flushes their files)."""
-    status = 0
-    try:
-        run_program(job)
-    except SystemExit as e:
-        status = e.code if isinstance(e.code, int) else int(e.code is not None)
-    except BaseException:
-        status = 1
-    for step in (threading._shutdown, atexit._run_exitfuncs, lambda: sys.stdout.flush(),
-                 lambda: vars(sys.modules["__main__"]).clear(), sys.__stdout__.flush):
-        with contextlib.suppress(BaseException):
-            step()
-    return status & 0xFF
-
-
-def child(fds: list[int], restrictions: list[Callable]) -> None:
+def child(descriptors: list[int], restrictions: list[Callable]) -> None:
     """Becomes the program; never returns."""
     status = 99
     try:
         os.setsid()
         must(libc.prctl(1, signal.SIGKILL, 0, 0, 0))  # PR_SET_PDEATHSIG
-        with open(fds[0], "rb") as f:
-            job = json.load(f)
-        null, given = os.open("/dev/null", os.O_RDWR), os.memfd_create("stdin")
-        os.pwrite(given, job["stdin"].encode("utf-8", "surrogatepass"), 0)
-        stdout, answer = (fds[1], null) if job["calls"] is None else (null, fds[1])
-        for fd, source in enumerate((given, stdout, null, answer)):  # only `null` may be 3 itself, and 3 comes last
-            os.dup2(source, fd)
+        with open(descriptors[0], "rb") as file:
+            job = json.load(file)
+        null = os.open("/dev/null", os.O_RDWR)
+        stdin = os.memfd_create("stdin")
+        os.pwrite(stdin, job["stdin"].encode("utf-8", "surrogatepass"), 0)
+        files = [stdin, null, null, descriptors[1]]
+        if job["calls"] is None:
+            files = [stdin, descriptors[1], null, null]
+        for number, source in enumerate(files):
+            os.dup2(source, number)  # only `null` may be 3 itself, and 3 comes last
         lock(restrictions)
         status = exit_status(job)
     finally:
         _exit(status)
 
 
+def exit_status(job: dict) -> int:
+    """Run, then end as the interpreter would: threads, atexit, flush, globals (and their files)."""
+    status = 0
+    try:
+        run_program(job)
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        status = 1
+    steps = [
+        threading._shutdown,
+        atexit._run_exitfuncs,
+        lambda: sys.stdout.flush(),
+        lambda: vars(sys.modules["__main__"]).clear(),
+        sys.__stdout__.flush,
+    ]
+    for step in steps:
+        with contextlib.suppress(BaseException):
+            step()
+    return status & 0xFF
+
+
+def run_program(job: dict) -> None:
+    """Run the source as a real module, then its calls, one JSON line each on descriptor 3."""
+    calls = job["calls"]
+    name = "__main__" if calls is None else "solution"  # a function's demo under __main__ is silent
+    module = types.ModuleType(name)
+    sys.modules["__main__"] = sys.modules[name] = module
+    space = vars(module)
+    space["__builtins__"] = builtins
+    if calls is not None:  # LeetCode's starter code, kept in APPS, annotates with List unimported
+        space.update((name, getattr(typing, name)) for name in typing.__all__)
+    answer = open(3, "w", closefd=False)
+    exec(compile(job["program"], "program.py", "exec", dont_inherit=True), space)
+    for item in calls or ():
+        print(json.dumps(plain(call(space, item))), file=answer, flush=True)
+
+
+def call(space: dict, item: str | list) -> object:
+    """The value of an expression, or of [fn_name, arguments] on Solution or the module."""
+    if isinstance(item, str):
+        return eval(item, space)
+    name, arguments = item
+    owner = space.get("Solution")
+    function = getattr(owner(), name) if hasattr(owner, name) else space[name]
+    return function(*arguments)
+
+
+# -- the fork server ------------------------------------------------------------------------------
+
+# Imported once here, so that no child pays for them.
+PRELOADED = """bisect cmath collections copy dataclasses datetime decimal fractions functools
+hashlib heapq itertools queue random statistics string textwrap zlib""".split()
+
+
 def states(pid: int) -> str:
-    """A letter for each thread of it: R runs or waits for a CPU, S sleeps, T is stopped, ...   [proc(5)]"""
+    """A letter for each thread of it: R runs or waits for a CPU, S sleeps, ...   [proc(5)]"""
     letters = ""
     with contextlib.suppress(OSError):  # a thread is gone, or all of it
         for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/stat") as f:
-                letters += f.read().rpartition(")")[2].split()[0]
+            with open(f"/proc/{pid}/task/{thread}/stat") as file:
+                letters += file.read().rpartition(")")[2].split()[0]
     return letters
 
 
 def supervise(control: socket.socket, pid: int) -> int:
-    """The child's wait status; -1 where it was killed: for time, for threads, or because the trainer is gone."""
+    """The child's wait status; -1 where it was killed: time, threads, or the trainer is gone."""
     pidfd, start, idle = os.pidfd_open(pid), time.monotonic(), 0
     while not (ready := select.select([pidfd, control], [], [], 0.05)[0]):
         threads = states(pid)
-        idle += "R" not in threads  # others' work should change no verdict; RLIMIT_CPU ends what runs
+        idle += (
+            "R" not in threads
+        )  # others' work should change no verdict; RLIMIT_CPU ends what runs
         if idle * 0.05 > IDLE_S or time.monotonic() - start > WALL_S or len(threads) > THREADS:
             break
     os.close(pidfd)
@@ -190,38 +700,58 @@ def supervise(control: socket.socket, pid: int) -> int:
 
 
 def serve(control: socket.socket, restrictions: list[Callable]) -> None:
-    """One child for each message: its job and output descriptors come in it, its wait status goes back; ends when the trainer does."""
-    while (fds := socket.recv_fds(control, 16, 2)[1]):
+    """One child a message; its wait status goes back. Ends when the trainer does."""
+    while descriptors := socket.recv_fds(control, 16, 2)[1]:
         pid = os.fork()
         if pid == 0:
-            child(fds, restrictions)
-        for fd in fds:
-            os.close(fd)
+            child(descriptors, restrictions)
+        for descriptor in descriptors:
+            os.close(descriptor)
         control.send(str(supervise(control, pid)).encode())
 
 
-def main() -> None:
-    """python sandbox.py FD [--unsafe]: says "ready" or what isolation lacks on the control socket FD, then serves."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
-    if soft != (stack := STACK if hard == resource.RLIM_INFINITY else min(STACK, hard)):  # the kernel lays out a process's stack at exec
-        resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
-        os.execv(sys.executable, sys.orig_argv)
-    control = socket.socket(fileno=os.dup(int(sys.argv[1])))  # low, so that a child closes it
-    os.close(int(sys.argv[1]))
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as f:
-        f.write("1000")  # where memory runs out, a program goes first, not the trainer
-    must(libc.prctl(4, 0, 0, 0, 0))  # PR_SET_DUMPABLE
+def make_restrictions() -> tuple[list[Callable], list[str]]:
+    """(what a child does to lock itself in, what this machine lacks for it)"""
+    kinds = [
+        (make_landlock, "Landlock, Linux 5.13 or later with `landlock` in the kernel's lsm= list"),
+        (make_seccomp, "seccomp, libseccomp.so.2 (apt-get install libseccomp2)"),
+    ]
     restrictions, missing = [], []
-    for make, what in ((make_landlock, "Landlock, Linux 5.13 or later with `landlock` in the kernel's lsm= list"),
-                       (make_seccomp, "seccomp, libseccomp.so.2 (apt-get install libseccomp2)")):
+    for make, what in kinds:
         try:
             restrictions.append(make())
-        except OSError as e:
-            missing.append(f"it needs {what}: {e}")
-    control.send(b"ready" if "--unsafe" in sys.argv else "; ".join(missing).encode() or b"ready")
+        except OSError as error:
+            missing.append(f"it needs {what}: {error}")
+    return restrictions, missing
+
+
+def raise_stack() -> None:
+    """Start again with a larger stack, which the kernel lays out at exec."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    stack = STACK if hard == resource.RLIM_INFINITY else min(STACK, hard)
+    if soft != stack:
+        resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
+        os.execv(sys.executable, sys.orig_argv)
+
+
+def main() -> None:
+    """python sandbox.py FD [--unsafe]: says on FD "ready" or what isolation lacks, then serves."""
+    raise_stack()
+    number = int(sys.argv[1])
+    control = socket.socket(fileno=os.dup(number))  # low, so that a child closes it
+    os.close(number)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")  # where memory runs out, a program goes first, not the trainer
+    must(libc.prctl(4, 0, 0, 0, 0))  # PR_SET_DUMPABLE
+    restrictions, missing = make_restrictions()
+    if "--unsafe" in sys.argv:
+        missing = []
+    control.send("; ".join(missing).encode() or b"ready")
+    for name in PRELOADED:
+        importlib.import_module(name)
     threading.stack_size(THREAD_STACK)
     sys.set_int_max_str_digits(0)
-    sys.argv, builtins.exit, builtins.quit = ["program.py"], sys.exit, sys.exit  # -S leaves the two out
+    sys.argv, builtins.exit, builtins.quit = ["program.py"], sys.exit, sys.exit  # -S lacks them
     gc.freeze()
     with contextlib.suppress(ConnectionError):  # the trainer is gone, in the middle of a job
         serve(control, restrictions)

@@ -2,7 +2,7 @@
 
 A hostile program reaches its answer only if its act succeeds, so a hole in the sandbox turns its verdict to True.
 @DIR@ stands for a folder with a file `secret`, @PID@ for the grading process, @PORT@ for a TCP port that listens there.
-Run as a program, `programs.py FOLDER_OF_REWARDS [UID PYTHON]`, it grades all of them (as that user, with that interpreter in
+Run as a program, `programs.py FOLDER_OF_SANDBOX [UID PYTHON]`, it grades all of them (as that user, with that interpreter in
 the sandbox) and prints the names of those decided wrongly, then `decided N as user UID`.
 """
 import os
@@ -297,7 +297,7 @@ CHEATS = [
     calls("forged kinds", "import os\nos.write(3, b'{\"set\": [[1]]}\\n{\"tuple\": 1, \"set\": 2}\\n{\"eval\": \"1\"}\\n{}\\n')\ndef f(x): os._exit(0)",
           "f", ((1,), 5)),
     calls("value as bytes", "def f(x): return b'5'", "f", ((1,), "5")),
-    calls("imports the grader", "import rewards\ndef f(x): return 5", "f", ((1,), 5)),
+    calls("imports the grader", "import sandbox\ndef f(x): return 5", "f", ((1,), 5)),
     stdin("swallows its own end", "import os, signal\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n    except (OSError, ValueError): pass\n"
           "while True: pass", ("", "")),
     stdin("stops itself", "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)", ("", "")),
@@ -338,15 +338,15 @@ def listener():
 
 
 def decide(cases, folder, port, workers=10):
-    """[(case, verdict)] from rewards.grade_programs."""
-    from rewards import grade_programs
+    """[(case, verdict)] from sandbox.grade_programs."""
+    from sandbox import grade_programs
     cases = [placed(c, folder, port) for c in cases]
     return list(zip(cases, grade_programs(*zip(*[c[1:] for c in cases]), workers=workers)))
 
 
 def become(uid, python):
     """This process turns into user `uid`, once it has read all it needs; its fork servers run `python`."""
-    import concurrent.futures.thread, rewards  # noqa: E401,F401
+    import concurrent.futures.thread, sandbox  # noqa: E401,F401
     sys.executable = python
     os.setgroups([])
     os.setresgid(uid, uid, uid)

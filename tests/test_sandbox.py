@@ -1,6 +1,6 @@
 """The sandbox and the unit tests run in it, on programs.py's corpus and on the real rows of ../shared/data.
 
-Each test runs what training runs: rewards.run_unit_tests and grade_programs, which start sandbox.py afresh.
+Each test runs what training runs: run_unit_tests and grade_programs, which start sandbox.py afresh.
 """
 import gc
 import gzip
@@ -16,8 +16,8 @@ import time
 import pytest
 
 import programs
-import rewards
-from rewards import SandboxError, assert_tests, grade_programs, run_unit_tests
+import sandbox
+from sandbox import SandboxError, assert_tests, extract_program, grade_programs, run_unit_tests
 
 HERE = pathlib.Path(__file__).resolve().parent
 DATA = HERE.parent.parent / "shared" / "data"
@@ -57,14 +57,14 @@ def descriptors():
 
 def servers():
     """The idle fork servers of this process."""
-    return sum(rewards._servers.values(), [])
+    return sum(sandbox.SERVERS.idle.values(), [])
 
 
 def stop_servers():
     for server in servers():
         server.control.close()
         server.process.wait()
-    rewards._servers.update({False: [], True: []})
+    sandbox.SERVERS = sandbox.Servers()
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_nothing_left_behind(corpus):
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
 def test_corpus_as_unprivileged_user():
-    root = pathlib.Path(rewards.__file__).parent
+    root = pathlib.Path(sandbox.__file__).parent
     check = ["-B", "-c", f"import sys; assert sys.version_info >= (3, 11); open({str(root / 'sandbox.py')!r})"]
     for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
         try:
@@ -137,10 +137,10 @@ def test_acts_are_possible_outside(tmp_path, code):
 
 def weaker(tmp_path, monkeypatch, old, new):
     """Makes the grader start a sandbox.py in which `old` is `new`."""
-    source = pathlib.Path(rewards.__file__).with_name("sandbox.py").read_text()
+    source = pathlib.Path(sandbox.__file__).with_name("sandbox.py").read_text()
     assert old in source
     (tmp_path / "sandbox.py").write_text(source.replace(old, new))
-    monkeypatch.setattr(rewards, "__file__", str(tmp_path / "rewards.py"))
+    monkeypatch.setattr(sandbox, "__file__", str(tmp_path / "sandbox.py"))
     stop_servers()
 
 
@@ -179,8 +179,8 @@ def test_other_systems_are_refused(monkeypatch):
 
 def test_expected_outputs_stay_here(monkeypatch):
     sent = []
-    run = rewards.ForkServer.run
-    monkeypatch.setattr(rewards.ForkServer, "run", lambda self, *a, **k: sent.append(repr((a, k))) or run(self, *a, **k))
+    run = sandbox.ForkServer.run
+    monkeypatch.setattr(sandbox.ForkServer, "run", lambda self, *a, **k: sent.append(repr((a, k))) or run(self, *a, **k))
     asserts = assert_tests("assert f(1) == 'needle1'\nassert set(f(2)) == set('needle2')")
     literal = assert_tests("assert f(1) == 'needle3'")
     assert run_unit_tests("def f(x): return 'needle' + str(x)", asserts)
@@ -200,8 +200,8 @@ def test_server_killed_from_outside():
 
 def test_all_end_with_the_trainer():
     """kill -9 of the grading process takes its fork server and the program that runs with it."""
-    code = ("import sys\nsys.path[:0] = %r\nimport rewards\n"
-            "rewards.run_unit_tests('import time\\nprint(1)\\ntime.sleep(60)', {'inputs': [''], 'outputs': ['1']})" % [sys.path])
+    code = ("import sys\nsys.path[:0] = %r\nimport sandbox\n"
+            "sandbox.run_unit_tests('import time\\nprint(1)\\ntime.sleep(60)', {'inputs': [''], 'outputs': ['1']})" % [sys.path])
     trainer = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 20
     while len(below := processes(trainer.pid)) < 2 and time.monotonic() < deadline:
@@ -313,3 +313,17 @@ def test_apps_solutions_pass():
     assert failed == [2287] * 3  # that problem accepts several answers
     shifted = [pairs[(k + 12) % len(pairs)][2] for k in range(len(pairs))]
     assert not any(grade_programs([s for i, s, t in pairs], shifted))
+
+
+@pytest.mark.parametrize("text, program", [
+    ("print(1)", "print(1)"),
+    ("", None),
+    ("```\n```", None),
+    ("Draft:\n```\nx\n```\nThen\n```python\nprint('``')\n```\nDone.", "print('``')"),
+    ("```py\nprint(1)", "print(1)"),
+    ("def f(x):\n  return x\n```", "def f(x):\n  return x"),
+    ("print(1)\n```\n", "print(1)"),
+    ("x = '```'", "x = '```'"),
+])
+def test_extract(text, program):
+    assert extract_program(text) == program
