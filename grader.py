@@ -30,7 +30,7 @@ from itertools import repeat
 from typing import Callable, Sequence
 
 from data import last_boxed
-from unit_tests import extract_program, passes
+from sandbox import extract_program, passes
 
 Number = Fraction | complex
 Tree = str | tuple  # a leaf, or (kind, children)

@@ -219,6 +219,7 @@ def balancer(_):
 def graders(_):
     """Distinct comparisons and programs a second"""
     import rewards
+    import sandbox
     rng = random.Random(0)
     numbers = [(f"so it is {rng.randrange(10**6):,}.\n#### {rng.randrange(10**6)}", str(rng.randrange(10**6))) for _ in range(20_000)]
     latex = [(rf"so \boxed{{\frac{{{rng.randrange(1, 999)}}}{{{rng.randrange(1, 999)}}}}}", rf"\frac{{{rng.randrange(1, 999)}}}{{{rng.randrange(1, 999)}}}") for _ in range(2_000)]
@@ -230,9 +231,9 @@ def graders(_):
     tests, programs = {"inputs": [[2], [3]], "outputs": [4, 9]}, [f"def square(x):\n    return x * x + {i} - {i}" for i in range(200)]
     try:
         start = time.perf_counter()
-        assert all(rewards.grade_programs(programs, [tests] * len(programs), ["square"] * len(programs)))
+        assert all(sandbox.grade_programs(programs, [tests] * len(programs), ["square"] * len(programs)))
         found["sandbox: programs a second"] = len(programs) / (time.perf_counter() - start)
-    except rewards.SandboxError as e:
+    except sandbox.SandboxError as e:
         print(e, file=sys.stderr)
     return found
 
