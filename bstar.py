@@ -130,7 +130,9 @@ def improve(M: State, queries: list[Query], kept, setup: Setup, cfg: Config) -> 
             f"iteration {t}: no response was selected; the policy stays as it is", file=sys.stderr
         )
         return State(t, M.policy, M.optimizer, {"loss": None, "grad_norm": None})
-    warn_of_repeats(t, len(examples), cfg)
+    phase = phase_of(t, len(examples), setup, cfg)
+    repeats = len(phase.steps) * cfg.batch_size / len(examples)  # R, readings of each response
+    warn_of_repeats(t, repeats)
 
     policy, optimizer = M.policy, M.optimizer
     if method.from_base:
@@ -138,34 +140,39 @@ def improve(M: State, queries: list[Query], kept, setup: Setup, cfg: Config) -> 
     if optimizer is None or not method.inherit:
         optimizer = adamw(policy, cfg.lr)
     place(optimizer, policy.device)
-    log = train(policy, optimizer, examples, phase_of(t, setup, cfg), cfg)
+    log = train(policy, optimizer, examples, phase, cfg)
     if cfg.offload_optimizer:
         place(optimizer, "cpu")
+    log = {"repeats": round(repeats, 2), **log}
     return State(t, policy, optimizer if method.inherit else None, log)
 
 
-def phase_of(t: int, setup: Setup, cfg: Config) -> Phase:
-    """The steps of iteration t and their place on the method's schedule   [App. A, B]"""
+def phase_of(t: int, n_examples: int, setup: Setup, cfg: Config) -> Phase:
+    """The steps of iteration t and their place on the method's schedule   [App. A, B]
+
+    --max-repeats takes fewer steps; an inherited schedule keeps its places all the same, so that
+    iteration t has the learning rates that it has without the cap.
+    """
     method, n = METHODS[cfg.method], cfg.steps_per_iter
-    first, horizon, peak = 0, n, cfg.lr
-    if method.inherit:  # one schedule over all iterations
-        first, horizon = (t - 1) * n, cfg.num_iters * n
     if method.from_base:  # as many steps as a policy that was never set back has had in all
-        sft_steps = cfg.start_epoch * math.ceil(len(setup.human) / cfg.batch_size)
-        n = horizon = sft_steps + t * n
-        peak = cfg.sft_lr
+        n = t * n + cfg.start_epoch * math.ceil(len(setup.human) / cfg.batch_size)
+    if cfg.max_repeats:
+        n = min(n, math.ceil(cfg.max_repeats * n_examples / cfg.batch_size))
+    first, horizon = 0, n
+    if method.inherit:  # one schedule over all iterations
+        first, horizon = (t - 1) * cfg.steps_per_iter, cfg.num_iters * cfg.steps_per_iter
+    peak = cfg.sft_lr if method.from_base else cfg.lr
     seed = seed_of(cfg.seed, t, "train")
     steps = range(first, first + n)
     return Phase(f"train {t}", seed, steps, horizon, peak, cfg.lr_end, cfg.warmup)
 
 
-def warn_of_repeats(t: int, n_examples: int, cfg: Config) -> None:
+def warn_of_repeats(t: int, repeats: float) -> None:
     """Says where a few responses are read so often that the policy can forget the rest."""
-    N = cfg.samples_per_iter
-    if N > 20 * n_examples:
+    if repeats > 20:
         print(
-            f"iteration {t}: {n_examples} responses fill {N} places; a policy that reads each "
-            f"{N // n_examples} times can forget the rest: fewer --steps-per-iter, more "
+            f"iteration {t}: few responses were selected, and training reads each {repeats:.0f} "
+            "times; the policy can forget the rest: --max-repeats 6, fewer --steps-per-iter, more "
             "--queries-per-iter or a lower --tau",
             file=sys.stderr,
         )

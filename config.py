@@ -98,6 +98,7 @@ class Config:
     K: int = opt(64, "samples a query", 1)
     steps_per_iter: int = opt(500, "optimizer steps an iteration; N = steps * batch_size", 1)
     batch_size: int = opt(128, "responses a step", 1)
+    max_repeats: float = opt(0.0, "readings of a selected response an iteration; 0: no limit", 0)
     lr: float = opt(5e-6, "peak of a cosine over all iterations, or over each", 1e-12, 1e3)
     lr_end: float = opt(2e-7, "the cosine's end", 0, 1e3)
     warmup: float = opt(0.02, "share of the schedule in linear warm-up", 0, 1)
