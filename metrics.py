@@ -1,350 +1,346 @@
-"""Metrics: exploration, exploitation and their product, in NumPy; then the balancer's arithmetic, and what a finished run shows.
+"""Metrics: exploration, exploitation and their balance, in NumPy.
 
-    correct (Q, K) -> Pass@K-S, Distinct Equations            exploration, Sec. 2.2
-    reward, correct (Q, K) -> Reward@K-S                      exploitation, Sec. 2.2
-    reward, correct, text (T, Q, K) -> query effect           Eq. 2 -> `decide`: the next iteration's (temperature, tau)
+    samples -> reward, correct, text (Q, K) -> Pass@K-S, Reward@K-S; query effect -> next (T, tau)
 
-Pass@K-S and Reward@K-S are the exact expectations over all K-subsets of the n samples drawn, not one draw of K (the paper does not say).
+Pass@K-S and Reward@K-S (Sec. 2.2) are expectations over all K-subsets of the n samples drawn; the
+paper does not say whether it draws one. `query_effect` is Eq. 2, and `decide` maximizes it.
 """
+
 from __future__ import annotations
 
-import functools
 import json
 import re
-from math import comb
+from collections.abc import Callable, Sequence
+from itertools import chain, pairwise, takewhile
+from math import comb, isnan
 from pathlib import Path
-from typing import NamedTuple, Sequence
 
 import numpy as np
 
 from data import Query, Sample
-from toy import check_toy
+
+Array = np.ndarray
+Groups = Sequence[Sequence[Sample]]  # the K samples of each of Q queries
+Check = Callable[[str, str], list[bool]] | None  # question, response -> is each step right
+
+# -- exploration -----------------------------------------------------------------------------------
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Exploration
-
-def pass_at_k_s(n, c, K: int, S: int) -> np.ndarray:
+def pass_at_k_s(n, c, K: int, S: int) -> Array:
     """Pass@K-S = sum_{s=S}^{min(c,K)} C(c,s) C(n-c,K-s) / C(n,K)   [Sec. 2.2, "Exploration"]
 
-    The probability that at least S of K samples, drawn without replacement from n of which c are correct, are correct. S=1 is the usual
-    unbiased pass@k (Chen et al. 2021); n=K gives the plug-in 1[c >= S].
+    The probability that at least S of K samples are correct, drawn without replacement from n of
+    which c are correct. S = 1 is the pass@k of Chen et al. (2021). n = K gives 1[c >= S].
 
-    n, c     (Q,) int, or one n for all     samples and correct samples of each query
+    n, c     (Q,) int, or one int for all: samples and correct samples of each query
     returns  (Q,) float in [0, 1]
-    raises   ValueError  unless 1 <= S <= K <= n and 0 <= c <= n
+    raises   ValueError unless 1 <= S <= K <= n and 0 <= c <= n
 
-    >>> pass_at_k_s(4, [0, 1, 2, 4], K=2, S=1).round(3).tolist()
-    [0.0, 0.5, 0.833, 1.0]
     >>> pass_at_k_s(4, [0, 1, 2, 4], K=2, S=2).round(3).tolist()
     [0.0, 0.0, 0.167, 1.0]
     """
-    n, c = np.broadcast_arrays(np.asarray(n, dtype=int), np.asarray(c, dtype=int))
-    if n.size and not (1 <= S <= K <= n.min() and (0 <= c).all() and (c <= n).all()):
-        raise ValueError(f"need 1 <= S <= K <= n and 0 <= c <= n, got K={K}, S={S}, n>={n.min()}, c in [{c.min()}, {c.max()}]")
-    # integers of any size, divided once: exact to the last bit, where products of floats would drift or overflow
-    table = {(m, k): sum(comb(k, s) * comb(m - k, K - s) for s in range(S, min(k, K) + 1)) / comb(m, K)
-             for m, k in set(zip(n.ravel().tolist(), c.ravel().tolist()))}
-    return np.array([table[m, k] for m, k in zip(n.ravel().tolist(), c.ravel().tolist())], dtype=float).reshape(n.shape)
+    n, c = np.broadcast_arrays(np.asarray(n, int), np.asarray(c, int))
+    in_range = (K <= n) & (0 <= c) & (c <= n)
+    if not (1 <= S <= K and in_range.all()):
+        raise ValueError(f"need 1 <= S <= K <= n and 0 <= c <= n; K={K}, S={S}, n={np.unique(n)}")
+    shares = []
+    for size, right in zip(n.flat, c.flat):
+        shares.append(_at_least(S, right, size, K) / comb(size, K))
+    return np.array(shares, float).reshape(n.shape)
+
+
+def _at_least(S: int, c: int, n: int, K: int) -> int:
+    """The number of K-subsets of n samples with S or more of c given ones."""
+    # the complement has only S terms; Python's integers neither round nor overflow
+    fewer = [comb(c, s) * comb(n - c, K - s) for s in range(S)]
+    return comb(n, K) - sum(fewer)
+
+
+def distinct_equations(responses: Sequence[Sequence[str]], correct) -> tuple[float, float]:
+    """Distinct Equations = unique / all equations of a query's correct responses   [Sec. 2.2]
+
+    The ratio is of Wu et al. (2024); the mean is over the queries that have an equation.
+
+    responses  (Q,) lists of K texts; correct (Q, K) bool
+    returns    the mean ratio and the share of queries that have an equation; 0, 0 where none has
+    raises     ValueError unless the lengths agree
+
+    >>> distinct_equations([["1+1=2", "1+1=2", "2-0=2"], ["1=2", "3"]], [[1, 1, 1], [0, 0]])
+    (0.6666666666666666, 0.5)
+    """
+    ratios = []
+    for texts, verdicts in zip(responses, correct, strict=True):
+        right = [text for text, is_right in zip(texts, verdicts, strict=True) if is_right]
+        written = list(chain.from_iterable(map(equations, right)))
+        if written:
+            ratios.append(len(set(written)) / len(written))
+    if not ratios:
+        return 0.0, 0.0
+    return float(np.mean(ratios)), len(ratios) / len(responses)
 
 
 def equations(text: str) -> list[str]:
-    """The equations of a solution: GSM8K's annotations <<a=b>> where there are any, else neighbours around each "=".
+    """The equations of a solution: GSM8K's <<a=b>> where there are any, else around each "=".
 
-    What Wu et al. (2024) count as an equation could not be read; a chain a = b = c gives two here, and words around a formula are cut off.
+    Wu et al. (2024) do not define them. A chain a = b = c has two; English words are cut off.
 
     >>> equations("He sprints 3*3=<<3*3=9>>9 times")
     ['3*3=9']
-    >>> equations("Cid = Ida * 6 = 5 * 6 = 0 ; # 0")
-    ['Cid=Ida*6', 'Ida*6=5*6', '5*6=0']
     >>> equations("so she has 3 + 4 = 7 apples, and $x^2 = 9$.")
     ['3+4=7', 'x^2=9']
     """
-    notes = re.findall(r"<<([^<>]*=[^<>]*)>>", text)
-    if notes:
-        return ["".join(e.split()) for e in notes]
-    found = []
+    annotated = [note for note in re.findall(r"<<([^<>]*)>>", text) if "=" in note]
+    if annotated:
+        return ["".join(note.split()) for note in annotated]
+    written = []
     for clause in re.split(r"[;\n$]|,(?!\d)|\.(?!\d)|\\[\[\]()]", text):
-        sides = [s.split() for s in re.sub(r"(?<![<>!:])=", " = ", clause).split(" = ")]
-        for left, right in zip(sides, sides[1:]):
-            a, b = "".join(_formula(left[::-1])[::-1]), "".join(_formula(right))
-            if a and b:
-                found.append(f"{a}={b}")
-    return found
+        sides = re.sub(r"(?<![<>!:])=", " = ", clause).split(" = ")
+        for left, right in pairwise(map(str.split, sides)):
+            before = list(takewhile(_is_formula, reversed(left)))
+            after = list(takewhile(_is_formula, right))
+            if before and after:
+                written.append("".join([*reversed(before), "=", *after]))
+    return written
 
 
-def _formula(tokens: list[str]) -> list[str]:
-    for i, t in enumerate(tokens):
-        if re.fullmatch(r"[a-z]{2,}[:']?\w*", t):      # an English word ends the formula; LaTeX commands and names do not
-            return tokens[:i]
-    return tokens
+def _is_formula(word: str) -> bool:
+    """True unless the word is English; LaTeX commands and names are not."""
+    return not re.fullmatch(r"[a-z]{2,}[:']?\w*", word)
 
 
-class Distinct(NamedTuple):
-    """`distinct` is the mean over the queries that have an equation, `coverage` the share of queries that do."""
-    distinct: float
-    coverage: float
+# -- exploitation ----------------------------------------------------------------------------------
 
 
-def distinct_equations(responses: Sequence[Sequence[str]], correct) -> Distinct:
-    """Distinct Equations = unique / total equations among a query's correct responses, averaged over queries   [Sec. 2.2, Wu et al. 2024]
+def reward_at_k_s(reward, correct, K: int, S: int) -> Array:
+    """Reward@K-S = sum_j y_j C(c_<j,S-1) C(n-j,K-S) / C(n,K)   [Sec. 2.2, "Exploitation"]
 
-    responses (Q,) lists of K texts (or one list of K texts: one query); correct (Q, K) bool
-    returns   Distinct(distinct, coverage); (0.0, 0.0) where no correct response holds an equation
+    The probability that the S best-ranked of K samples, drawn without replacement from n, are all
+    correct; S = 1 is Best-of-K. j = 1..n counts by falling reward, y_j is the correctness at rank
+    j, the lowest of the S, and c_<j the number of correct ones above it. Samples of equal reward
+    are averaged over all their orders. -inf and NaN rank last.
 
-    >>> distinct_equations([["1+1=2", "1+1=2", "2-0=2"], ["no idea", "1=2", "3"]], [[1, 1, 1], [0, 0, 0]])
-    Distinct(distinct=0.6666666666666666, coverage=0.5)
-    """
-    if responses and isinstance(responses[0], str):
-        responses, correct = [responses], [correct]
-    ratios = []
-    for texts, right in zip(responses, correct, strict=True):
-        found = [e for text, ok in zip(texts, right, strict=True) if ok for e in equations(text)]
-        if found:
-            ratios.append(len(set(found)) / len(found))
-    return Distinct(float(np.mean(ratios)), len(ratios) / len(responses)) if ratios else Distinct(0.0, 0.0)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Exploitation
-
-def reward_at_k_s(reward, correct, K: int, S: int) -> np.ndarray:
-    """Reward@K-S = sum_j y_j C(c_<j, S-1) C(n-j, K-S) / C(n,K),  j = 1..n by falling reward   [Sec. 2.2, "Exploitation"]
-
-    The probability that the S best-ranked of K samples drawn without replacement are all correct: y_j is the correctness at rank j, the
-    lowest of the S; c_<j the correct ones above it. S=1 is Best-of-K. Samples of equal reward are averaged over all their orders, so
-    that no order of storage favours the correct ones; -inf and NaN rank last.
-
-    reward   (Q, n) float, correct (Q, n) bool
+    reward   (Q, n) float; correct (Q, n) bool
     returns  (Q,) float in [0, 1]
-    raises   ValueError  unless the shapes agree and 1 <= S <= K <= n
+    raises   ValueError unless the shapes agree and 1 <= S <= K <= n
 
-    >>> reward_at_k_s([[0.9, 0.5, 0.1], [0.9, 0.5, 0.1]], [[1, 0, 1], [0, 1, 1]], K=2, S=1).round(3).tolist()
-    [0.667, 0.333]
-    >>> reward_at_k_s([[1.0, 1.0]], [[1, 0]], K=2, S=1).tolist()          # a tie: either may come first
-    [0.5]
+    >>> reward_at_k_s([[0.9, 0.5, 0.1], [0.5, 0.5, 0.5]], [[1, 0, 1], [1, 0, 0]], K=2, S=1).round(3)
+    array([0.667, 0.333])
     """
-    reward, correct = np.asarray(reward, dtype=float), np.asarray(correct, dtype=bool)
+    reward = np.asarray(reward, float)
+    correct = np.asarray(correct, bool)
     if reward.ndim != 2 or reward.shape != correct.shape or not 1 <= S <= K <= reward.shape[1]:
-        raise ValueError(f"need reward and correct of one shape (Q, n) and 1 <= S <= K <= n, got {reward.shape}, {correct.shape}, K={K}, S={S}")
+        shapes = f"{reward.shape} and {correct.shape}"
+        raise ValueError(f"need one shape (Q, n), 1 <= S <= K <= n; got {shapes}, K={K}, S={S}")
     reward = np.where(np.isnan(reward), -np.inf, reward)
     return np.array([_reward_at_k_s(r, y, K, S) for r, y in zip(reward, correct)])
 
 
-def _reward_at_k_s(reward: np.ndarray, correct: np.ndarray, K: int, S: int) -> float:
+def _reward_at_k_s(reward: Array, correct: Array, K: int, S: int) -> float:
+    """Reward@K-S of one query."""
     n, total, above, c_above = len(reward), 0.0, 0, 0
     for value in np.unique(reward)[::-1]:
         tie = correct[reward == value]
         g, h = len(tie), int(tie.sum())
-        for p in range(g if h else 0):                       # a correct one at place p of the tie has m correct before it, hypergeometric
-            ways = comb(n - above - p - 1, K - S)
-            for m in range(max(0, p - g + h), min(p, h - 1) + 1):
-                chance = h * comb(p, m) * comb(g - 1 - p, h - 1 - m) / (g * comb(g - 1, h - 1))
+        for place in range(g if h else 0):
+            ways = comb(n - above - place - 1, K - S)
+            # before a correct one at this place of the tie stand m correct ones: hypergeometric
+            for m in range(max(0, place - g + h), min(place, h - 1) + 1):
+                orders = h * comb(place, m) * comb(g - 1 - place, h - 1 - m)
+                chance = orders / (g * comb(g - 1, h - 1))
                 total += chance * comb(c_above + m, S - 1) * ways
         above, c_above = above + g, c_above + h
     return total / comb(n, K)
 
 
 def auc(score, label) -> float:
-    """P(score of a positive > score of a negative), ties half: the area under the ROC curve by rank sums (Mann-Whitney); NaN with one class.
+    """P(score of a positive > score of a negative), ties half: the area under the ROC curve.
+
+    score, label  (n,) float, (n,) bool
+    returns       float in [0, 1]; NaN where all labels are the same
 
     >>> auc([0.9, 0.8, 0.4, 0.4], [1, 0, 1, 0])
     0.625
     """
-    score, label = np.asarray(score, dtype=float), np.asarray(label, dtype=bool)
-    n_pos, n_neg = int(label.sum()), int((~label).sum())
+    label = np.asarray(label, bool)
+    n_pos = int(label.sum())
+    n_neg = len(label) - n_pos
     if not n_pos or not n_neg:
         return float("nan")
     _, place, counts = np.unique(score, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(counts) - (counts - 1) / 2)[place]     # the mean rank of a tie
-    return float((rank[label].sum() - n_pos * (n_pos + 1) / 2) / (n_pos * n_neg))
+    rank = (np.cumsum(counts) - (counts - 1) / 2)[place]  # (n,) the mean rank of a tie
+    pairs_won = rank[label].sum() - n_pos * (n_pos + 1) / 2
+    return float(pairs_won / (n_pos * n_neg))
 
 
 def calibration(p, label, bins: int = 10) -> dict:
-    """Reliability of probabilities: in ten equal bins the mean of p, the share of positives, the count; and ECE = sum_b n_b/n |difference|.
+    """ECE = sum_b n_b / n * |mean p of bin b - share of positives in bin b|, bins of equal width.
 
-    >>> c = calibration([0.05, 0.95, 0.85, 0.95], [0, 1, 0, 1])
-    >>> c["ece"], c["calibration"]["n"], c["calibration"]["correct"][9]
-    (0.25, [1, 0, 0, 0, 0, 0, 0, 0, 1, 2], 1.0)
+    p, label  (n,) float in [0, 1], (n,) bool
+    returns   {"ece": float, "calibration": {"score": mean p, "correct": share of positives, "n":
+              count}}, the three with a number a bin; a mean over none is None
+
+    >>> calibration([0.2, 0.9, 0.8, 1.0], [0, 1, 0, 1], bins=2)
+    {'ece': 0.225, 'calibration': {'score': [0.2, 0.9], 'correct': [0.0, 0.6667], 'n': [1, 3]}}
     """
-    p, label = np.asarray(p, dtype=float), np.asarray(label, dtype=float)
-    at = np.minimum((p * bins).astype(int), bins - 1)
-    n, score, right = (np.bincount(at, w, bins) for w in (None, p, label))
-    mean = lambda total: [round(float(x / k), 4) if k else None for x, k in zip(total, n)]
-    return {"ece": round(float(np.abs(score - right).sum() / len(p)), 4),
-            "calibration": {"score": mean(score), "correct": mean(right), "n": n.astype(int).tolist()}}
+    p = np.asarray(p, float)
+    place = np.minimum((p * bins).astype(int), bins - 1)
+    n = np.bincount(place, minlength=bins)
+    score = np.bincount(place, p, bins)
+    positives = np.bincount(place, np.asarray(label, float), bins)
+    table = {
+        "score": list(map(_ratio, score, n)),
+        "correct": list(map(_ratio, positives, n)),
+        "n": n.tolist(),
+    }
+    return {"ece": _ratio(np.abs(score - positives).sum(), len(p)), "calibration": table}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The balance: query effect, the tau sweep, the decision
+def _ratio(total, count) -> float | None:
+    """total / count to four places, None where the count is 0."""
+    return round(float(total / count), 4) if count else None
 
-def query_effect(n_sel, n_correct, n_star: int) -> np.ndarray:
+
+# -- the balance -----------------------------------------------------------------------------------
+
+
+def query_effect(n_sel, n_correct, n_star: int) -> Array:
     """qe_i = min(n'_i / n*, 1) * n'_i / n_i   [Eq. 2, Sec. 3.1]
 
-    n_sel     (...,) int   n_i, unique responses with r > tau
-    n_correct (...,) int   n'_i, the correct ones among them
-    n_star    int          n* = ceil(N / M): correct responses wanted a query
-    returns   (...,) float in [0, 1]; 0 where n_i = 0 (the paper is silent)
-    raises    ValueError  unless 0 <= n'_i <= n_i and n* >= 1
+    n_sel      (...) int    n_i, unique responses with r > tau
+    n_correct  (...) int    n'_i, the correct ones among them
+    n_star     int          n* = ceil(N / M), correct responses wanted of a query
+    returns    (...) float  in [0, 1]; 0 where n_i = 0 (the paper is silent)
+    raises     ValueError unless 0 <= n'_i <= n_i and n* >= 1
 
-    >>> query_effect([2, 64, 6, 0], [2, 16, 6, 0], 6).round(3).tolist()      # the section's two examples, the ideal, nothing selected
+    >>> query_effect([2, 64, 6, 0], [2, 16, 6, 0], 6).round(3).tolist()  # Sec. 3.1 has the first 2
     [0.333, 0.25, 1.0, 0.0]
     """
-    n_sel, n_correct = np.asarray(n_sel, dtype=float), np.asarray(n_correct, dtype=float)
+    n_sel = np.asarray(n_sel, float)
+    n_correct = np.asarray(n_correct, float)
     if n_star < 1 or (n_correct < 0).any() or (n_correct > n_sel).any():
         raise ValueError(f"need 0 <= n_correct <= n_sel and n_star >= 1, got n_star={n_star}")
     return np.minimum(n_correct / n_star, 1) * n_correct / np.maximum(n_sel, 1)
 
 
-def sweep(reward, correct, duplicate, taus: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    """n_i and n'_i for every tau at once: a response is selected by the taus strictly below its reward, r > tau   [Sec. 2.3]
+def classes(texts: Sequence[str]) -> list[int]:
+    """Class numbers of texts; a difference in white space alone makes no other class.
 
-    Each response falls into the bin of the number of taus below it; counts above every tau are one reversed cumulative sum. So the cost
-    is one binary search a response, however many thresholds there are.
-
-    reward, correct (Q, K); duplicate (Q, K) bool, an earlier sample of the query has the same text; taus (G,) rising
-    returns  n_sel, n_correct (Q, G) int
-    """
-    reward, taus = np.nan_to_num(np.asarray(reward, dtype=float), nan=-np.inf, posinf=np.inf, neginf=-np.inf), np.asarray(taus, dtype=float)
-    below = np.searchsorted(taus, reward, side="left")       # (Q, K) the number of taus < r
-    n_sel, n_correct = (_counts_above(below, keep, len(taus)) for keep in (~np.asarray(duplicate, bool),
-                                                                          ~np.asarray(duplicate, bool) & np.asarray(correct, bool)))
-    return n_sel, n_correct
-
-
-def _counts_above(below: np.ndarray, keep: np.ndarray, G: int) -> np.ndarray:
-    Q = len(below)
-    bins = (below + np.arange(Q)[:, None] * (G + 1))[keep]
-    counts = np.bincount(bins, minlength=Q * (G + 1)).reshape(Q, G + 1)
-    return counts[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]    # responses with at least j + 1 taus below them are selected by tau_j
-
-
-def classes(texts: Sequence[str], key=lambda text: " ".join(text.split())) -> list[int]:
-    """The number of each text's class: the same text, white space folded, is the same class  ("unique" in Eq. 2; the paper does not define it).
+    "Unique" in Eq. 2 counts classes; the paper does not define it.
 
     >>> classes(["1 + 1 = 2", "2 = 2", "1 + 1  = 2\\n"])
     [0, 1, 0]
     """
-    seen: dict[str, int] = {}
-    return [seen.setdefault(k, len(seen)) for k in map(key, texts)]
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(" ".join(text.split()), len(numbers)) for text in texts]
 
 
-def repeats(reward, text) -> np.ndarray:
-    """Does another sample of the query say the same, at a reward at least as high?  One of each class stays, the best-rewarded, first drawn.
+def repeats(reward, text) -> Array:
+    """All samples but one of each class: the best-rewarded stays, the first drawn of equals.
 
-    reward (Q, K) float, text (Q, K) int, see `classes`; returns (Q, K) bool
+    reward   (Q, K) float; text (Q, K) int, see `classes`
+    returns  (Q, K) bool
 
     >>> repeats([[0.5, 0.9, 0.9]], [[0, 0, 0]]).tolist()
     [[True, False, True]]
     """
-    reward, text = np.asarray(reward, dtype=float), np.asarray(text)
-    again = np.ones(reward.shape, dtype=bool)
-    for row, order in enumerate(np.argsort(-reward, axis=1, kind="stable")):
-        again[row, order[np.unique(text[row, order], return_index=True)[1]]] = False
-    return again
+    reward = np.asarray(reward, float)
+    text = np.asarray(text)
+    repeated = np.ones(reward.shape, bool)
+    for q, order in enumerate(np.argsort(-reward, axis=1, kind="stable")):
+        _, first = np.unique(text[q, order], return_index=True)
+        repeated[q, order[first]] = False
+    return repeated
 
 
-def effects(reward, correct, text, taus: Sequence[float], n_star: int, k: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """E[qe_i] and P(n_i = 0) at every tau, when k of a query's K samples are drawn without replacement   [Eq. 2; Fig. 4 (a)]
+def sweep(reward, correct, repeated, taus: Sequence[float]) -> tuple[Array, Array]:
+    """n_i and n'_i at every tau: the unique responses with r > tau, the correct ones   [Sec. 2.3]
 
-    Exact: no subset is drawn. A class is in n_i if one of its samples with r > tau is drawn, right if its best-rewarded one is. k = None
-    or K takes the samples as they are.
-
-    reward, correct, text (Q, K), text as in `repeats`; taus (G,) rising; returns two (Q, G) float
-
-    >>> effects([[1.0, 1.0, 1.0]], [[1, 1, 1]], [[0, 0, 1]], [0.0], n_star=2, k=2)[0].round(3).tolist()     # of 3 pairs, one says a thing twice
-    [[0.833]]
+    reward, correct, repeated  (Q, K) float, bool, bool, see `repeats`; NaN is above no tau
+    taus                       (G,) float
+    returns                    n_sel, n_correct, (Q, G) int
     """
-    reward, correct, text = np.asarray(reward, dtype=float), np.asarray(correct, dtype=bool), np.asarray(text)
-    (Q, K), again = reward.shape, repeats(reward, text)
-    if k in (None, K):
-        n_sel, n_correct = sweep(reward, correct, again, taus)
-        return query_effect(n_sel, n_correct, n_star), (n_sel == 0).astype(float)
-    found = np.empty((2, Q, len(taus)))
-    for q in range(Q):
-        best = text[q][~again[q]]                            # each class once, and whether it is right
-        right = np.isin(text[q], best[correct[q][~again[q]]])
-        for g, tau in enumerate(taus):
-            sizes = [tuple(sorted(np.unique(text[q][(reward[q] > tau) & of], return_counts=True)[1].tolist())) for of in (right, ~right)]
-            found[:, q, g] = _expected_effect(*sizes, K, k, n_star)
-    return found[0], found[1]
+    above = np.asarray(reward, float)[:, :, None] > np.asarray(taus, float)  # (Q, K, G)
+    selected = above & ~np.asarray(repeated, bool)[:, :, None]
+    right = selected & np.asarray(correct, bool)[:, :, None]
+    return selected.sum(axis=1), right.sum(axis=1)
 
 
-@functools.lru_cache(maxsize=100_000)
-def _expected_effect(right: tuple[int, ...], wrong: tuple[int, ...], K: int, k: int, n_star: int) -> tuple[float, float]:
-    """E[qe] and P(n = 0) over the k-subsets of K samples, which hold right and wrong classes of the sizes given; the other samples have r <= tau."""
-    rest, drawn = K - sum(right) - sum(wrong), np.arange(k + 1)
-    others = np.array([comb(rest, k - j) for j in drawn.tolist()] + [0] * k, dtype=float)[np.add.outer(drawn, drawn)]   # [j right ones, j wrong ones]
-    chance = _ways(right, k).T @ others @ _ways(wrong, k) / comb(K, k)                       # (n' + 1, n - n' + 1)
-    a, b = np.indices(chance.shape)
-    return float((chance * query_effect(a + b, a, n_star)).sum()), float(chance[0, 0])
+def effects(reward, correct, text, taus: Sequence[float], n_star: int) -> tuple[Array, Array]:
+    """qe_i and 1[n_i = 0] of every query at every tau   [Eq. 2]
 
-
-@functools.lru_cache(maxsize=100_000)
-def _ways(sizes: tuple[int, ...], k: int) -> np.ndarray:
-    """[j, a]: the number of ways to draw j samples from classes of these sizes so that a of the classes are met."""
-    ways = np.zeros((k + 1, len(sizes) + 1))
-    ways[0, 0] = 1
-    for size in sizes:
-        ways[:, 1:] += sum(comb(size, d) * np.pad(ways, ((d, 0), (0, 0)))[:k + 1, :-1] for d in range(1, min(size, k) + 1))
-    return ways
-
-
-def exact_taus(reward, correct, text, n_star: int, k: int | None = None) -> list[float]:
-    """For each temperature the threshold of the greatest mean query effect among all observed rewards; none of a grid's is better.
-
-    A query's effect is a step function of tau that changes at its own rewards only; the mean is the sum of all those steps, sorted. The
-    lowest candidate is 1 below the least reward and keeps all; equal ones go to the higher tau.
-
-    reward, correct, text (G_T, Q, K); returns at most G_T thresholds, rising
-
-    >>> exact_taus([[[0.3, 0.7]]], [[[0, 1]]], [[[0, 1]]], n_star=1)
-    [0.3]
+    reward, correct, text  (Q, K), see `as_arrays`; taus (G,) float
+    returns                two (Q, G) float
     """
-    found = set()
-    for pool in zip(np.asarray(reward, dtype=float), correct, text, strict=True):
-        at, step = [], []
-        low = min(pool[0][np.isfinite(pool[0])], default=1.0) - 1
-        for r, c, x in zip(*pool):
-            taus = np.array([low, *np.unique(r[np.isfinite(r)])])
-            at.append(taus)
-            step.append(np.diff(effects(r[None], np.asarray(c)[None], np.asarray(x)[None], taus, n_star, k)[0][0], prepend=0.0))
-        taus, place = np.unique(np.concatenate(at), return_inverse=True)
-        mean = np.cumsum(np.bincount(place, np.concatenate(step)))
-        found.add(float(taus[np.flatnonzero(mean >= mean.max() - 1e-9)[-1]]))
-    return sorted(found)
+    n_sel, n_correct = sweep(reward, correct, repeats(reward, text), taus)
+    return query_effect(n_sel, n_correct, n_star), (n_sel == 0).astype(float)
 
 
-def decide(reward, correct, text, temperatures: Sequence[float], taus: Sequence[float], n_star: int, seed: int = 0, draws: int = 1000,
-           k: int | None = None) -> dict:
-    """(T, tau) = argmax of the mean query effect over the subset, as one line of the ledger   [Sec. 3.3, Algorithm 1]
+def decide(reward, correct, text, temperatures: list, taus: list, n_star: int, seed=0) -> dict:
+    """(T, tau) = argmax of the mean query effect over the subset   [Sec. 3.3, Algorithm 1]
 
-    The mean is over all queries, those without a selection counting 0: otherwise a high tau would win by dropping the hard ones. Exact
-    ties go to the lower T, then to the higher tau; where the whole surface is 0, T and tau are those nearest 1.0 and 0.0. `interval`, `ties`
-    and `tied` come from a bootstrap over queries, paired between grid points.
+    The mean is over all queries, and one without a selection counts 0: otherwise a high tau would
+    win by dropping the hard ones. Each call looks up this module's `query_effect`, so that a fork
+    changes the threshold rule with `metrics.query_effect = another`.
 
-    reward, correct, text  (G_T, Q, K) of the subset's samples at each temperature, text as in `repeats`
-    k        None for all K samples, else the expectation over k of them, see `effects`
-    returns  dict: temperature, tau, qe, interval (95 %), ties (other points not significantly below), tied (these, [T, tau]), empty (share of
-             queries without a selection), edge (which ends of the grid were chosen), blind (the surface is 0), n_star, seed, and the whole
-             surface (G_T, G_tau)
+    reward, correct, text  (G_T, Q, K), see `as_arrays`: the subset's samples at each temperature
+    temperatures, taus     (G_T,), (G_tau,) float, rising
+    returns  the ledger's line: the chosen temperature and tau, their mean effect qe and its 95 %
+             interval, the points [T, tau] not significantly below it (tied, and their number ties),
+             the share of queries without a selection (empty), which of the two lie at an end of the
+             grid (edge), blind if every mean is 0, all means (surface, G_T lists of G_tau)
     """
-    qe, empty = map(np.stack, zip(*(effects(r, c, x, taus, n_star, k) for r, c, x in zip(reward, correct, text, strict=True))))   # (G_T, Q, G_tau)
-    surface = qe.mean(axis=1)
-    best = np.argwhere(surface >= surface.max() - 1e-12)
-    i, j = min(best.tolist(), key=lambda g: (g[0], -g[1]))
-    if blind := not surface.max():                           # not one right answer selected anywhere: nothing to choose by
-        i, j = nearest(temperatures, 1.0), nearest(taus, 0.0)
+    by_T = [effects(*pool, taus, n_star) for pool in zip(reward, correct, text, strict=True)]
+    qe = np.stack([effect for effect, _ in by_T])  # (G_T, Q, G_tau)
+    surface = qe.mean(axis=1)  # (G_T, G_tau)
+    i, j = _argmax(surface, temperatures, taus)
+    interval, lead = _bootstrap(qe, i, j, seed)
+    lead[i, j] = np.inf
+    tied = [[temperatures[a], taus[b]] for a, b in np.argwhere(lead <= 0)]
+    return {
+        "temperature": temperatures[i],
+        "tau": taus[j],
+        "qe": float(surface[i, j]),
+        "interval": interval.round(6).tolist(),
+        "ties": len(tied),
+        "tied": tied,
+        "empty": float(by_T[i][1][:, j].mean()),
+        "edge": _edges(temperature=(i, len(temperatures)), tau=(j, len(taus))),
+        "blind": not surface.max(),
+        "n_star": n_star,
+        "seed": seed,
+        "temperatures": list(temperatures),
+        "taus": list(taus),
+        "surface": surface.round(6).tolist(),
+    }
+
+
+def _argmax(surface: Array, temperatures: list, taus: list) -> tuple[int, int]:
+    """The place of the maximum. Ties go to the lower T, then to the higher tau."""
+    if not surface.max():  # no right answer was selected anywhere: the paper's fixed T = 1, tau = 0
+        return nearest(temperatures, 1.0), nearest(taus, 0.0)
+    best = np.argwhere(surface >= surface.max() - 1e-12).tolist()
+    return min(best, key=lambda place: (place[0], -place[1]))
+
+
+def _bootstrap(qe: Array, i: int, j: int, seed: int) -> tuple[Array, Array]:
+    """95 % interval of the chosen mean, and the low end of its lead on each point (G_T, G_tau)."""
     Q = qe.shape[1]
-    weights = np.random.default_rng(seed).multinomial(Q, np.full(Q, 1 / Q), size=draws) / Q  # (draws, Q)
-    boot = np.einsum("bq,tqg->btg", weights, qe, optimize=True)
-    lead = np.quantile(boot[:, i, j][:, None, None] - boot, 0.025, axis=0)
-    tied = [[temperatures[a], taus[b]] for a, b in np.argwhere(lead <= 0).tolist() if (a, b) != (i, j)]
-    edge = [name for name, n, grid in (("temperature", i, temperatures), ("tau", j, taus)) if len(grid) > 1 and n in (0, len(grid) - 1)]
-    return {"temperature": temperatures[i], "tau": taus[j], "qe": float(surface[i, j]),
-            "interval": np.quantile(boot[:, i, j], [0.025, 0.975]).round(6).tolist(), "ties": len(tied), "tied": tied,
-            "empty": float(empty[i, :, j].mean()), "edge": edge, "blind": blind, "n_star": n_star, "seed": seed,
-            "temperatures": list(temperatures), "taus": list(taus), "surface": surface.round(6).tolist()}
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(Q, np.full(Q, 1 / Q), size=1000) / Q  # (draws, Q)
+    # a draw of queries serves all points, so that the differences between points are paired
+    means = np.einsum("bq,tqg->btg", weights, qe, optimize=True)
+    chosen = means[:, i, j]
+    lead = np.quantile(chosen[:, None, None] - means, 0.025, axis=0)
+    return np.quantile(chosen, [0.025, 0.975]), lead
+
+
+def _edges(**places: tuple[int, int]) -> list[str]:
+    """The names of the places (i, n) that are the first or last of n > 1."""
+    edges = []
+    for name, (i, n) in places.items():
+        if n > 1 and i in (0, n - 1):
+            edges.append(name)
+    return edges
 
 
 def nearest(values: Sequence[float], x: float) -> int:
@@ -352,94 +348,163 @@ def nearest(values: Sequence[float], x: float) -> int:
     return int(np.argmin(np.abs(np.array(values) - x)))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Of samples: an iteration's numbers
+# -- an iteration's numbers ------------------------------------------------------------------------
 
 
-def as_arrays(groups: Sequence[Sequence[Sample]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """reward (Q, K) float, correct (Q, K) bool, duplicate (Q, K) bool: what the metrics and the balancer need of the samples."""
-    return (np.array([[s.reward for s in g] for g in groups]), np.array([[s.correct for s in g] for g in groups]),
-            np.array([group_repeats(g) for g in groups]))
+def as_arrays(groups: Groups) -> tuple[Array, Array, Array]:
+    """reward, correct, text of samples, (Q, K) float, bool, int; text is numbered by `classes`."""
+    text = [classes(responses) for responses in _field(groups, "response", object)]
+    return _field(groups, "reward"), _field(groups, "correct"), np.array(text)
 
 
-def group_repeats(group: Sequence[Sample]) -> list[bool]:
-    """Does another sample of the query say the same, at a reward at least as high?  See repeats."""
-    return repeats([[s.reward for s in group]], [classes([s.response for s in group])])[0].tolist()
+def _field(groups: Groups, name: str, dtype: type | None = None) -> Array:
+    """(Q, K): one field of every sample."""
+    rows = []
+    for group in groups:
+        rows.append([getattr(sample, name) for sample in group])
+    return np.array(rows, dtype)
 
 
-def percent(x) -> float:
-    """The mean of 0s and 1s in percent, to four places."""
+def pass_at_1(groups: Groups) -> float:
+    """The share of correct samples, in percent."""
+    return _percent(_field(groups, "correct"))
+
+
+def _percent(x) -> float:
+    """The mean in percent, to four places."""
     return round(100 * float(np.mean(x)), 4)
 
 
-def metrics_of(greedy: list[list[Sample]], sampled: list[list[Sample]], K: int, S: int) -> dict:
-    """The numbers of one test set   [Sec. 2.2]; `sound` ones count a response only if every step is right too (where that can be told)."""
+def of_samples(greedy: Groups, sampled: Groups, K: int, S: int) -> dict:
+    """The numbers of one test set   [Sec. 2.2]
+
+    greedy   (Q, 1) samples at T = 0; sampled (Q, K) samples at T = 1
+    returns  {"pass@1": %, "pass@K": %, "pass@K-S": %, "reward@K-S": %, "distinct": share, ...}, at
+             K and at smaller powers of two [Figs. 3, 5, 6]; `sound` responses, where steps can be
+             checked, are right in every step, too
+    """
     reward, correct, _ = as_arrays(sampled)
-    distinct = distinct_equations([[s.response for s in g] for g in sampled], correct)
-    row = {"pass@1": percent([[s.correct for s in g] for g in greedy]),
-           f"pass@{K}": percent(pass_at_k_s(K, correct.sum(1), K, 1)),
-           f"pass@{K}-{S}": percent(pass_at_k_s(K, correct.sum(1), K, S)),
-           f"reward@{K}-{S}": percent(reward_at_k_s(reward, correct, K, S)),
-           "distinct": round(distinct.distinct, 4), "coverage": round(distinct.coverage, 4),
-           "truncated": percent([[s.finish_reason != "stop" for s in g] for g in sampled]), "queries": len(sampled)}
-    for k in [2**i for i in range(1, K.bit_length()) if S <= 2**i < K]:             # smaller K, exactly, from the same samples [Figs. 3, 5, 6]
-        row.update({f"pass@{k}": percent(pass_at_k_s(K, correct.sum(1), k, 1)),
-                    f"pass@{k}-{S}": percent(pass_at_k_s(K, correct.sum(1), k, S)),
-                    f"reward@{k}-{S}": percent(reward_at_k_s(reward, correct, k, S))})
-    if sampled[0][0].r_prm is not None:            # ranked without the gold answer: what one could do with a question of one's own
-        r_prm = np.array([[s.r_prm if s.finish_reason == "stop" else -np.inf for s in g] for g in sampled])
-        row[f"prm@{K}-{S}"] = percent(reward_at_k_s(r_prm, correct, K, S))
+    stopped = _field(sampled, "finish_reason") == "stop"
+    distinct, coverage = distinct_equations(_field(sampled, "response", object), correct)
+    row = {
+        "pass@1": pass_at_1(greedy),
+        **_at_k(reward, correct, K, S),
+        "distinct": round(distinct, 4),
+        "coverage": round(coverage, 4),
+        "truncated": _percent(~stopped),
+        "queries": len(sampled),
+    }
+    for i in range(1, K.bit_length()):
+        if S <= 2**i < K:
+            row |= _at_k(reward, correct, 2**i, S)
+    if sampled[0][0].r_prm is not None:
+        # ranked without the gold answer, as one can rank answers to a question of one's own
+        r_prm = np.where(stopped, _field(sampled, "r_prm"), -np.inf)
+        row[f"prm@{K}-{S}"] = _percent(reward_at_k_s(r_prm, correct, K, S))
     if sampled[0][0].sound is not None:
-        sound = np.array([[s.sound for s in g] for g in sampled])
-        row.update({"sound@1": percent([[s.sound for s in g] for g in greedy]), f"sound@{K}": percent(sound.any(1)),
-                    f"sound@{K}-{S}": percent(pass_at_k_s(K, sound.sum(1), K, S)),
-                    "false_reasoning": false_reasoning([s for g in sampled for s in g])})
+        sound = _field(sampled, "sound")
+        row["sound@1"] = _percent(_field(greedy, "sound"))
+        row[f"sound@{K}"] = _percent(sound.any(axis=1))
+        row[f"sound@{K}-{S}"] = _percent(pass_at_k_s(K, sound.sum(axis=1), K, S))
+        row["false_reasoning"] = _false_reasoning(sampled)
     return row
 
 
-def false_reasoning(samples: Sequence[Sample]) -> float | None:
-    """The share of right answers reached by a wrong step; None where steps cannot be told or no answer is right."""
-    right = [s for s in samples if s.correct and s.sound is not None]
-    return round(sum(not s.sound for s in right) / len(right), 4) if right else None
+def _at_k(reward: Array, correct: Array, K: int, S: int) -> dict:
+    """Pass@K, Pass@K-S and Reward@K-S in percent."""
+    n, c = correct.shape[1], correct.sum(axis=1)
+    return {
+        f"pass@{K}": _percent(pass_at_k_s(n, c, K, 1)),
+        f"pass@{K}-{S}": _percent(pass_at_k_s(n, c, K, S)),
+        f"reward@{K}-{S}": _percent(reward_at_k_s(reward, correct, K, S)),
+    }
 
 
-def watch_prm(queries: list[Query], pool: list[list[Sample]], tau: float) -> dict:
-    """Does the PRM still know this policy's solutions?  On an iteration's pool; a PRM is trained once, the policy moves   [Sec. 2.3, Observation 3]
+def _false_reasoning(groups: Groups) -> float | None:
+    """The share of right answers that a wrong step led to; None where there is none to check."""
+    right = [s for s in chain.from_iterable(groups) if s.correct]
+    sound = [s.sound for s in right if s.sound is not None]
+    return _ratio(sound.count(False), len(sound))
 
-    AUC and calibration are of r_prm (as a probability) against the right answer, on the toy also against the truth of every step.
+
+def of_pool(
+    queries: list[Query], pool: Groups, kept: Groups, tau: float, n_star: int, check: Check = None
+) -> dict:
+    """The numbers of an iteration's pool: query effect, what was kept, the PRM's state.
+
+    pool     (Q, K) samples; kept (Q,) lists of those selected for training
+    check    the exact step checker of the task, or None
+    returns  {"qe": mean, "n_star", "kept", "sampled", "pool/correct": %, ...}; see `watch_prm`
     """
-    flat = [(q, s) for q, g in zip(queries, pool) for s in g if s.finish_reason == "stop" and s.steps]
-    if not flat:
-        return {}
-    p, correct = np.array([min(s.steps) for _, s in flat]), np.array([s.correct for _, s in flat])
-    admitted, share = np.array([s.reward > tau for _, s in flat]), lambda x: float(x.mean()) if len(x) else None
-    row = {"auc": auc(p, correct), **calibration(p, correct), "wrong_admitted": share(admitted[~correct]),
-           "min_last": share(np.array([s.steps[-1] == min(s.steps) for _, s in flat]))}
-    if flat[0][1].sound is not None:
-        sound, right = np.array([s.sound for _, s in flat]), [check_toy(q.text, s.response) for q, s in flat]
-        scores, truth = zip(*((x, all(ok[:j + 1])) for (_, s), ok in zip(flat, right) for j, x in enumerate(s.steps)))
-        row.update(auc_sound=auc(p, sound), step_auc=auc(scores, truth), false_admitted=share(admitted[correct & ~sound]))
-    return {f"prm/{k}": None if v != v else round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
-
-
-def pool_metrics(queries: list[Query], pool: list[list[Sample]], kept: list[list[Sample]], tau: float, n_star: int) -> dict:
-    """What an iteration's pool says of exploration and exploitation: query effect at the (T, tau) used, what was kept, false reasoning."""
-    n_sel, n_correct = sweep(*as_arrays(pool), [tau])
-    flat = [s for g in kept for s in g]
-    row = {"qe": round(float(query_effect(n_sel, n_correct, n_star).mean()), 6), "n_star": n_star, "kept": len(flat),
-           "sampled": sum(map(len, pool)), "pool/correct": percent([[s.correct for s in g] for g in pool]),
-           "selected/correct": percent([s.correct for s in flat]) if flat else None, "queries_kept": sum(map(bool, kept))}
+    qe, _ = effects(*as_arrays(pool), [tau], n_star)
+    n_kept = sum(map(len, kept))
+    row = {
+        "qe": round(float(qe.mean()), 6),
+        "n_star": n_star,
+        "kept": n_kept,
+        "sampled": sum(map(len, pool)),
+        "pool/correct": pass_at_1(pool),
+        "selected/correct": pass_at_1([list(chain.from_iterable(kept))]) if n_kept else None,
+        "queries_kept": sum(map(bool, kept)),
+    }
     if pool[0][0].sound is not None:
-        row.update({"pool/false_reasoning": false_reasoning([s for g in pool for s in g]), "selected/false_reasoning": false_reasoning(flat)})
-    return row | (watch_prm(queries, pool, tau) if pool[0][0].r_prm is not None else {})
+        row["pool/false_reasoning"] = _false_reasoning(pool)
+        row["selected/false_reasoning"] = _false_reasoning(kept)
+    if pool[0][0].r_prm is not None:
+        row |= watch_prm(queries, pool, tau, check)
+    return row
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# A run's logs, read
+def watch_prm(queries: list[Query], pool: Groups, tau: float, check: Check = None) -> dict:
+    """How well the PRM, trained once, knows this policy's solutions   [Sec. 2.3, Observation 3]
+
+    check    the exact step checker of the task, or None
+    returns  "prm/auc", "prm/ece", "prm/calibration": lowest step score against the right answer;
+             "prm/wrong_admitted": share of the wrong answers with r > tau; "prm/min_last": share of
+             the solutions whose last step scores lowest; with `check` also "prm/auc_sound",
+             "prm/step_auc", "prm/false_admitted" against the truth; None where there is none
+    """
+    scored = []
+    for query, group in zip(queries, pool):
+        scored += [(query.text, s) for s in group if s.finish_reason == "stop" and s.steps]
+    if not scored:
+        return {}
+    samples = [sample for _, sample in scored]
+    lowest = np.array([min(s.steps) for s in samples])
+    last = np.array([s.steps[-1] for s in samples])
+    correct = np.array([s.correct for s in samples])
+    admitted = np.array([s.reward > tau for s in samples])
+    row = {"auc": _auc(lowest, correct), **calibration(lowest, correct)}
+    wrong = ~correct
+    row["wrong_admitted"] = _ratio((admitted & wrong).sum(), wrong.sum())
+    row["min_last"] = _ratio((last == lowest).sum(), len(last))
+    if check is not None:
+        sound = np.array([s.sound for s in samples])
+        row["auc_sound"] = _auc(lowest, sound)
+        row["step_auc"] = _step_auc(scored, check)
+        unsound = correct & ~sound
+        row["false_admitted"] = _ratio((admitted & unsound).sum(), unsound.sum())
+    return {f"prm/{name}": value for name, value in row.items()}
+
+
+def _step_auc(scored: list[tuple[str, Sample]], check: Callable) -> float | None:
+    """AUC of step scores; a step is right if it and all before it are."""
+    scores, truth = [], []
+    for question, sample in scored:
+        right = check(question, sample.response)
+        scores += sample.steps
+        truth += [all(right[: j + 1]) for j in range(len(sample.steps))]
+    return _auc(scores, truth)
+
+
+def _auc(score, label) -> float | None:
+    """`auc` to four places, None for NaN, which JSON does not know."""
+    value = auc(score, label)
+    return None if isnan(value) else round(value, 4)
 
 
 def read_jsonl(path: Path) -> list[dict]:
-    """The objects of a JSON-lines file; [] where it is missing. A torn line (a kill in mid-write) is left out."""
+    """The objects of a JSON-lines file, [] without one; a line torn by a kill is left out."""
     if not path.is_file():
         return []
     rows = []
@@ -448,4 +513,4 @@ def read_jsonl(path: Path) -> list[dict]:
             rows.append(json.loads(line))
         except ValueError:
             continue
-    return [r for r in rows if isinstance(r, dict)]
+    return [row for row in rows if isinstance(row, dict)]

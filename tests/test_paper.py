@@ -1,4 +1,5 @@
 """The paper's own numbers, and the README's map from equations to code."""
+
 import importlib
 import math
 import re
@@ -7,45 +8,53 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import bstar
 import metrics
+import rewards
+from config import parse_config
 
-README = (Path(bstar.__file__).parent / "README.md").read_text(encoding="utf-8")
+README = (Path(metrics.__file__).parent / "README.md").read_text(encoding="utf-8")
 MAP = re.findall(r"^\| ([^|]+) \| `(\w+)\.py:(\w+)` \|", README, re.M)
 
 
-def test_n_star_is_computed_not_tuned():
-    cfg = bstar.parse_config(["--task", "math"])                                    # Sec. 3.1: N = 500 * 128 samples, M = 11,500 queries
+def test_n_star_is_computed_not_tuned():  # Sec. 3.1: N = 500 * 128 samples, M = 11,500 queries
+    cfg = parse_config(["--task", "math"])
     assert math.ceil(cfg.samples_per_iter / 11_500) == 6
 
 
 def test_the_two_examples_of_section_3_1():
-    """2 of 2 selected are correct: all good but too few. 16 of 64 are: enough but three quarters bad."""
+    """2 of 2 selected are correct: too few. 16 of 64 are: three quarters are wrong."""
     few, diluted = metrics.query_effect([2, 64], [2, 16], 6)
     assert few == pytest.approx(2 / 6) and diluted == pytest.approx(16 / 64)
 
 
-def test_ratio_is_one_with_the_answer_reward():
-    n = np.arange(1, 65)                                                            # Sec. 3.1: "this ratio is always 100 %"
+def test_ratio_is_one_with_the_answer_reward():  # Sec. 3.1: "this ratio is always 100 %"
+    n = np.arange(1, 65)
     assert (metrics.query_effect(n, n, 6) == np.minimum(n / 6, 1)).all()
 
 
-def test_best_of_k_is_reward_at_k_1_and_pass_at_k_is_pass_at_k_1():
+def test_best_of_k_is_reward_at_k_1_and_pass_at_k_is_pass_at_k_1():  # Sec. 2.2
     reward, correct = [[0.3, 0.9, 0.1]], [[1, 0, 1]]
-    assert metrics.reward_at_k_s(reward, correct, 3, 1) == [0.0]                    # Sec. 2.2: the top one of all three is wrong
-    assert metrics.pass_at_k_s(3, [2], 3, 1) == [1.0] and metrics.pass_at_k_s(3, [2], 3, 3) == [0.0]
+    assert metrics.reward_at_k_s(reward, correct, 3, 1) == [0.0]  # the best-ranked one is wrong
+    assert metrics.pass_at_k_s(3, [2], 3, 1) == [1.0]
+    assert metrics.pass_at_k_s(3, [2], 3, 3) == [0.0]
 
 
-def test_grids_of_section_4_1_and_appendix_c():
-    assert bstar.grid("temperatures", "0.5:1.2:0.1") == [0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2]
-    fine = bstar.grid("taus", "-1:1:0.01")
-    assert len(fine) == 201 and fine[0] == -1 and fine[100] == 0 and fine[-1] == 1 and fine[110] == 0.1
-    assert len(bstar.grid("temperatures", "0.5:1.2:0.05")) == 15
+def test_grids_of_section_4_1():
+    cfg = parse_config(["--task", "math"])
+    assert cfg.temperature_grid == [0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2]
+    assert cfg.tau_grid == [i / 10 for i in range(-10, 11)]
+
+
+def test_grids_of_appendix_c():
+    cfg = parse_config(["--task", "math", "--temperatures", "0.5:1.2:0.05", "--taus=-1:1:0.01"])
+    assert len(cfg.temperature_grid) == 15
+    assert cfg.tau_grid == [i / 100 for i in range(-100, 101)]
 
 
 def test_reward_range_of_eq_1():
-    import rewards
-    assert rewards.combine(True, [1.0]) == 2 and rewards.combine(False, [0.0]) == -1 and rewards.combine(True, [0.5, 0.0]) == 0
+    assert rewards.combine(True, [1.0]) == 2
+    assert rewards.combine(False, [0.0]) == -1
+    assert rewards.combine(True, [0.5, 0.0]) == 0
 
 
 def test_the_map_is_there():
@@ -53,7 +62,7 @@ def test_the_map_is_there():
 
 
 @pytest.mark.parametrize("where, module, name", MAP)
-def test_every_equation_of_the_map_is_cited_by_the_function_it_names(where, module, name):
-    thing = getattr(importlib.import_module(module), name)
+def test_every_equation_of_the_map_is_cited_by_what_it_names(where, module, name):
+    documented = getattr(importlib.import_module(module), name).__doc__
     for cited in re.findall(r"Eq\. \d|Sec\. [\d.]+\d|App\. [A-F]|Algorithm 1", where):
-        assert cited in thing.__doc__, f"{module}.{name} does not cite {cited}"
+        assert cited in documented, f"{module}.{name} does not cite {cited}"
