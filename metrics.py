@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from itertools import chain, pairwise, takewhile
 from math import comb, isnan
 from pathlib import Path
@@ -126,30 +127,35 @@ def reward_at_k_s(reward, correct, K: int, S: int) -> Array:
     >>> reward_at_k_s([[0.9, 0.5, 0.1], [0.5, 0.5, 0.5]], [[1, 0, 1], [1, 0, 0]], K=2, S=1).round(3)
     array([0.667, 0.333])
     """
-    reward = np.asarray(reward, float)
-    correct = np.asarray(correct, bool)
-    if reward.ndim != 2 or reward.shape != correct.shape or not 1 <= S <= K <= reward.shape[1]:
+    reward = _table(reward, float)
+    correct = _table(correct, bool)
+    n = reward.shape[-1] if len(reward) else K
+    if reward.ndim != 2 or reward.shape != correct.shape or not 1 <= S <= K <= n:
         shapes = f"{reward.shape} and {correct.shape}"
         raise ValueError(f"need one shape (Q, n), 1 <= S <= K <= n; got {shapes}, K={K}, S={S}")
     reward = np.where(np.isnan(reward), -np.inf, reward)
     return np.array([_reward_at_k_s(r, y, K, S) for r, y in zip(reward, correct)])
 
 
+def _table(values, dtype: type) -> Array:
+    """(Q, K) of lists; an empty list, which is no queries, is (0, 0)."""
+    table = np.asarray(values, dtype)
+    return table.reshape(0, 0) if table.shape == (0,) else table
+
+
 def _reward_at_k_s(reward: Array, correct: Array, K: int, S: int) -> float:
-    """Reward@K-S of one query."""
-    n, total, above, c_above = len(reward), 0.0, 0, 0
+    """Reward@K-S of one query: the sum over the ties that can hold the last of the S best."""
+    total, below, c_above = Fraction(0), len(reward), 0
     for value in np.unique(reward)[::-1]:
         tie = correct[reward == value]
         g, h = len(tie), int(tie.sum())
-        for place in range(g if h else 0):
-            ways = comb(n - above - place - 1, K - S)
-            # before a correct one at this place of the tie stand m correct ones: hypergeometric
-            for m in range(max(0, place - g + h), min(place, h - 1) + 1):
-                orders = h * comb(place, m) * comb(g - 1 - place, h - 1 - m)
-                chance = orders / (g * comb(g - 1, h - 1))
-                total += chance * comb(c_above + m, S - 1) * ways
-        above, c_above = above + g, c_above + h
-    return total / comb(n, K)
+        below -= g
+        for s in range(1, min(S, h) + 1):  # S - s of the best are above the tie, s in it
+            subsets = comb(c_above, S - s) * _at_least(s, g, g + below, K - S + s)
+            # the first s of the tie, in a random order, are all correct: C(h,s) / C(g,s)
+            total += Fraction(comb(h, s) * subsets, comb(g, s))
+        c_above += h
+    return float(total / comb(len(reward), K))
 
 
 def auc(score, label) -> float:
@@ -243,10 +249,11 @@ def repeats(reward, text) -> Array:
     >>> repeats([[0.5, 0.9, 0.9]], [[0, 0, 0]]).tolist()
     [[True, False, True]]
     """
-    reward = np.asarray(reward, float)
+    reward = _table(reward, float)
     text = np.asarray(text)
     repeated = np.ones(reward.shape, bool)
-    for q, order in enumerate(np.argsort(-reward, axis=1, kind="stable")):
+    falling = np.where(np.isnan(reward), np.inf, -reward)
+    for q, order in enumerate(np.argsort(falling, axis=1, kind="stable")):
         _, first = np.unique(text[q, order], return_index=True)
         repeated[q, order[first]] = False
     return repeated
@@ -259,9 +266,9 @@ def sweep(reward, correct, repeated, taus: Sequence[float]) -> tuple[Array, Arra
     taus                       (G,) float
     returns                    n_sel, n_correct, (Q, G) int
     """
-    above = np.asarray(reward, float)[:, :, None] > np.asarray(taus, float)  # (Q, K, G)
-    selected = above & ~np.asarray(repeated, bool)[:, :, None]
-    right = selected & np.asarray(correct, bool)[:, :, None]
+    above = _table(reward, float)[:, :, None] > np.asarray(taus, float)  # (Q, K, G)
+    selected = above & ~_table(repeated, bool)[:, :, None]
+    right = selected & _table(correct, bool)[:, :, None]
     return selected.sum(axis=1), right.sum(axis=1)
 
 

@@ -28,6 +28,7 @@ def random_sizes(largest: int) -> tuple[int, int, int]:
         *[(metrics.pass_at_k_s, (4, [c], 2, 1)) for c in (5, -1)],
         *[(metrics.reward_at_k_s, ([[1.0]], [[1]], K, S)) for K, S in [(2, 1), (1, 2)]],
         (metrics.reward_at_k_s, ([1.0], [1], 1, 1)),
+        (metrics.reward_at_k_s, ([[]], [[]], 1, 1)),
         (metrics.reward_at_k_s, ([[1.0, 2.0]], [[1]], 1, 1)),
         *[(metrics.query_effect, a) for a in [([1], [2], 6), ([1], [1], 0), ([1], [-1], 6)]],
     ],
@@ -37,7 +38,14 @@ def test_nonsense_is_refused(function, arguments):
         function(*arguments)
 
 
-# -- Pass@K-S --------------------------------------------------------------------------------------
+def test_no_queries_give_no_numbers():
+    assert metrics.pass_at_k_s(4, [], 2, 1).shape == (0,)
+    assert metrics.query_effect([], [], 6).shape == (0,)
+    for none in ([], np.zeros((0, 4))):
+        assert metrics.reward_at_k_s(none, none, 2, 1).shape == (0,)
+        assert metrics.repeats(none, none).size == 0
+        qe, empty = metrics.effects(none, none, none, [0.0, 0.5], 6)
+        assert qe.shape == empty.shape == (0, 2)
 
 
 def test_pass_at_k_s_is_the_mean_over_all_subsets():
@@ -60,9 +68,6 @@ def test_pass_at_k_s_known_forms():
     assert np.allclose(metrics.pass_at_k_s(64, c, 32, 1), chen, atol=1e-12)
     falling = [float(metrics.pass_at_k_s(16, 5, 8, S)) for S in range(1, 9)]
     assert falling == sorted(falling, reverse=True) and falling[5:] == [0, 0, 0]
-
-
-# -- Reward@K-S ------------------------------------------------------------------------------------
 
 
 def brute_reward_at_k_s(reward, correct, K, S):
@@ -101,10 +106,19 @@ def test_reward_at_k_s_with_the_answer_reward_equals_pass_at_k_s():  # the remar
     correct = RNG.random((50, 16)) < RNG.random((50, 1))
     by_reward = metrics.reward_at_k_s(correct.astype(float), correct, 8, 3)
     by_count = metrics.pass_at_k_s(16, correct.sum(axis=1), 8, 3)
-    assert np.allclose(by_reward, by_count, atol=1e-12)
+    assert (by_reward == by_count).all()  # both are integers, divided once
 
 
-# -- equations, AUC --------------------------------------------------------------------------------
+def test_a_thousand_samples_do_not_overflow():
+    n, K, S = 1100, 550, 4
+    correct = np.arange(n)[None] % 2 == 1
+    passed = metrics.pass_at_k_s(n, correct.sum(axis=1), K, S)
+    assert metrics.reward_at_k_s(correct, correct, K, S) == passed == pytest.approx(1)
+    all_tied = metrics.reward_at_k_s(np.zeros((1, n)), correct, K, S)
+    assert all_tied == math.comb(K, S) / math.comb(n, S)  # the S first of a random order
+    ways = [math.comb(j // 2, S - 1) * math.comb(n - 1 - j, K - S) for j in range(1, n, 2)]
+    none_tied = metrics.reward_at_k_s(-np.arange(n)[None], correct, K, S)
+    assert none_tied == sum(ways) / math.comb(n, K)
 
 
 def test_distinct_equations():
@@ -139,9 +153,6 @@ def test_auc_is_the_share_of_ordered_pairs():
     assert math.isnan(metrics.auc([1.0], [1]))
 
 
-# -- the balance -----------------------------------------------------------------------------------
-
-
 def naive_counts(reward, correct, text, tau):
     """n_i and n'_i of one query; of one text the best-rewarded sample counts."""
     best = {}
@@ -164,6 +175,12 @@ def test_sweep_equals_counting_at_every_tau():
         for q, g in itertools.product(range(Q), range(len(taus))):
             expected = naive_counts(reward[q], correct[q], text[q], taus[g])
             assert (n_sel[q, g], n_correct[q, g]) == expected
+
+
+def test_repeats_ranks_nan_with_cut_off_responses():
+    reward = [[math.nan, -math.inf, -math.inf], [-math.inf, math.nan, 0.0]]
+    repeated = metrics.repeats(reward, [[0, 0, 1], [0, 0, 0]])
+    assert repeated.tolist() == [[False, True, False], [True, True, False]]
 
 
 def test_query_effect_bounds():
@@ -235,8 +252,6 @@ def test_decide_counts_queries_without_a_selection_as_zero():
     line = metrics.decide(reward, reward > 0, distinct(reward), [1.0], [0.0, 0.5], n_star=2)
     assert line["tau"] == 0.0 and line["surface"] == [[1.0, 0.5]] and line["empty"] == 0.0
 
-
-# -- an iteration's numbers ------------------------------------------------------------------------
 
 SOUND, LUCKY = "Bob = Ann * 3 = 4 * 3 = 2 ; # 2", "Bob = Ann + 3 = 4 + 3 = 2 ; # 2"
 STEPS = {SOUND: [True, True], LUCKY: [False, False], "# 1": [False]}
