@@ -105,7 +105,7 @@ def equations(text: str) -> list[str]:
 
 
 def _is_formula(word: str) -> bool:
-    """True unless the word is English; LaTeX commands and names are not."""
+    """True unless the word is English; LaTeX commands and capitalized names are formula."""
     return not re.fullmatch(r"[a-z]{2,}[:']?\w*", word)
 
 
@@ -144,15 +144,16 @@ def _table(values, dtype: type) -> Array:
 
 
 def _reward_at_k_s(reward: Array, correct: Array, K: int, S: int) -> float:
-    """Reward@K-S of one query: the sum over the ties that can hold the last of the S best."""
+    """Reward@K-S of one query, a sum over ties: g samples of equal reward, h of them correct."""
     total, below, c_above = Fraction(0), len(reward), 0
     for value in np.unique(reward)[::-1]:
         tie = correct[reward == value]
         g, h = len(tie), int(tie.sum())
         below -= g
-        for s in range(1, min(S, h) + 1):  # S - s of the best are above the tie, s in it
+        # the S best end in this tie: S - s are above it, and s or more of the tie are drawn
+        for s in range(1, min(S, h) + 1):
             subsets = comb(c_above, S - s) * _at_least(s, g, g + below, K - S + s)
-            # the first s of the tie, in a random order, are all correct: C(h,s) / C(g,s)
+            # in a random order the first s of the tie are all correct: C(h,s) / C(g,s)
             total += Fraction(comb(h, s) * subsets, comb(g, s))
         c_above += h
     return float(total / comb(len(reward), K))
@@ -167,15 +168,13 @@ def auc(score, label) -> float:
     >>> auc([0.9, 0.8, 0.4, 0.4], [1, 0, 1, 0])
     0.625
     """
-    label = np.asarray(label, bool)
-    n_pos = int(label.sum())
-    n_neg = len(label) - n_pos
-    if not n_pos or not n_neg:
+    score, label = np.asarray(score, float), np.asarray(label, bool)
+    positives, negatives = score[label], np.sort(score[~label])
+    if not len(positives) or not len(negatives):
         return float("nan")
-    _, place, counts = np.unique(score, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(counts) - (counts - 1) / 2)[place]  # (n,) the mean rank of a tie
-    pairs_won = rank[label].sum() - n_pos * (n_pos + 1) / 2
-    return float(pairs_won / (n_pos * n_neg))
+    below = np.searchsorted(negatives, positives, side="left")
+    not_above = np.searchsorted(negatives, positives, side="right")
+    return float((below + not_above).sum() / 2 / (len(positives) * len(negatives)))
 
 
 def calibration(p, label, bins: int = 10) -> dict:
@@ -241,7 +240,7 @@ def classes(texts: Sequence[str]) -> list[int]:
 
 
 def repeats(reward, text) -> Array:
-    """All samples but one of each class: the best-rewarded stays, the first drawn of equals.
+    """Marks all samples but one of each class: the best-rewarded stays, the first of equals.
 
     reward   (Q, K) float; text (Q, K) int, see `classes`
     returns  (Q, K) bool
