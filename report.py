@@ -1,11 +1,16 @@
-"""What finished runs show: tables, alarms, one page with all figures; and a run's balancing decisions, taken again.
+"""What finished runs show: a table, alarms, one page with all figures; and decisions taken again.
 
-    python report.py RUN [RUN ...]           a Markdown table of the runs, alarms, and report.html with all figures (also as figures/*.png)
-    python report.py --replay RUN            its balancing decisions taken again, by other settings if given, and the paper's Fig. 4
+runs/NAME/{config.json, *.jsonl, samples/} -> a Markdown table, report.html, figures/*.png
+
+python report.py RUN [RUN ...]                   table, alarms and page
+python report.py RUN [RUN ...] --against RUN     differences to RUN's group in the last iteration
+python report.py --replay RUN [--taus=-1:1:0.1] [--n-star 6] [--queries 100] [--samples 16]
 """
+
 from __future__ import annotations
 
 import argparse
+import base64
 import functools
 import io
 import itertools
@@ -15,96 +20,121 @@ import re
 from html import escape
 from math import isfinite
 from pathlib import Path
-from typing import Iterator, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Callable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 
 import data
 from config import Parser, grid
 from data import UserError
-from metrics import decide, effects, exact_taus, nearest, read_jsonl
+from metrics import decide, effects, nearest, read_jsonl
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-# ---------------------------------------------------------------------------------------------------------------------
-# A run's folder, read
+# -- a run's folder --------------------------------------------------------------------------------
+
 
 class Run(NamedTuple):
-    """A run's folder, as much of it as can be read; `config` is without the seed."""
+    """A run's folder, as much of it as can be read."""
+
     path: Path
     name: str
     seed: int
-    config: dict
-    rows: list[dict]                       # metrics.jsonl
-    ledger: list[dict]                     # ledger.jsonl
-    seconds: list[dict]                    # times.jsonl
+    config: dict  # without the seed
+    rows: list[dict]  # metrics.jsonl
+    ledger: list[dict]  # ledger.jsonl
+    times: list[dict]  # times.jsonl
 
 
 def read_run(path: Path) -> Run:
-    """Raises UserError where the folder is no run of bstar.py; lines that are torn, or not as ours are, are left out."""
+    """Reads a run's folder; lines that are torn or lack what is shown are left out.
+
+    raises  UserError  where the folder is no run of bstar.py
+    """
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        missing = {"method", "reward", "seed", "steps_per_iter"} - config.keys()
-    except (OSError, ValueError, AttributeError):
-        raise UserError(f"{path}: no readable config.json in it; expected the folder of a run, e.g. runs/toy-bstar-answer-0") from None
-    if missing or not _is_number(config["steps_per_iter"]):
-        raise UserError(f"{path}: its config.json is not one of bstar.py (no number {', '.join(sorted(missing)) or 'steps_per_iter'})")
-    read = lambda name, *keys: [r for r in read_jsonl(path / name) if all(_is_number(r.get(k)) for k in keys)]
-    rows = {r["iter"]: r for r in read("metrics.jsonl", "iter", "eval_samples", "S", "pass@1", "val/pass@1")}
-    ledger = {d["iter"]: d for d in read("ledger.jsonl", "iter", "temperature", "tau", "qe", "n_star", "ties", "empty") if _is_decision(d)}
-    seconds = [r for r in read("times.jsonl", "iter", "seconds") if isinstance(r.get("phase"), str)]
-    return Run(path, path.resolve().name, config.pop("seed"), config, [rows[i] for i in sorted(rows)], [ledger[i] for i in sorted(ledger)], seconds)
+        name, seed, _, _ = (
+            path.resolve().name,
+            config.pop("seed"),
+            config["method"],
+            config["reward"],
+        )
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
+        raise UserError(f"{path}: no config.json of bstar.py; expected a run's folder") from None
+    rows = read_lines(path / "metrics.jsonl", "eval_samples S pass@1 val/pass@1")
+    ledger = read_lines(path / "ledger.jsonl", "temperature tau qe ties n_star seed empty")
+    times = read_lines(path / "times.jsonl", "seconds")
+    return Run(path, name, seed, config, rows, ledger, times)
 
 
-def _is_number(x) -> bool:
+def read_lines(path: Path, keys: str) -> list[dict]:
+    """The lines of a .jsonl file that hold a number as iter and under each of the keys, by iter."""
+    needed = ["iter", *keys.split()]
+    lines = [line for line in read_jsonl(path) if all(map(is_number, map(line.get, needed)))]
+    return sorted(lines, key=lambda line: line["iter"])
+
+
+def is_number(x) -> bool:
     return isinstance(x, (int, float)) and not isinstance(x, bool) and isfinite(x)
 
 
-def _is_decision(d: dict) -> bool:
-    try:
-        Ts, taus = len(d["temperatures"]), len(d["taus"])
-        shapes = [np.array(d[k], dtype=float).shape for k in ("temperatures", "taus", "surface", "interval")]
-        return (d["temperature"] in d["temperatures"] and d["tau"] in d["taus"] and d["n_star"] >= 1 and shapes == [(Ts,), (taus,), (Ts, taus), (2,)]
-                and all(T in d["temperatures"] and tau in d["taus"] for T, tau in d.get("tied", [])) and set(d["edge"]) <= {"temperature", "tau"})
-    except (KeyError, TypeError, ValueError):
-        return False
+def place_of(decision: dict, T: float, tau: float) -> tuple[int, int]:
+    """Where a grid point stands in a decision's surface (G_T, G_tau)."""
+    return decision["temperatures"].index(T), decision["taus"].index(tau)
 
 
-class Group(NamedTuple):
-    """Runs that differ in the seed alone."""
-    label: str
-    runs: list[Run]
-    colour: str                            # the same in every figure
+def numbers(row: dict) -> dict[str, float]:
+    """The numbers of a line of metrics.jsonl; the letters K and S stand for the run's own.
+
+    >>> numbers({"eval_samples": 32, "S": 4, "pass@1": 50, "pass@32-4": 63.5, "loss": None})
+    {'eval_samples': 32, 'S': 4, 'pass@1': 50, 'pass@K-S': 63.5}
+    """
+    K, S = row["eval_samples"], row["S"]
+    general = {}
+    for key, x in row.items():
+        if is_number(x):
+            key = re.sub(rf"-{S}$", "-S", key)
+            general[key if K == 1 else re.sub(rf"@{K}(?=-|$)", "@K", key)] = x
+    return general
 
 
-def by_seed(runs: Sequence[Run]) -> list[Group]:
-    """The runs in groups, in the order given; the same seed a second time is not another seed and makes its own group."""
-    found: dict[tuple, list[Run]] = {}
+# -- tables ----------------------------------------------------------------------------------------
+
+COLUMNS = """val/pass@1 pass@1 pass@K pass@K-S reward@K-S prm@K-S distinct sound@1 sound@K
+             false_reasoning selected/false_reasoning temperature tau""".split()
+
+
+def by_seed(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs that differ in the seed alone, under a common name; a seed twice makes two groups."""
+    groups: dict[tuple, list[Run]] = {}
+    earlier = []
     for run in runs:
-        key = json.dumps(run.config, sort_keys=True)
-        copies = sum(r.seed == run.seed for (k, _), g in found.items() if k == key for r in g)
-        found.setdefault((key, copies), []).append(run)
-    name = lambda g: os.path.commonprefix([r.name for r in g]).rstrip("-_ ") or f"{g[0].config['method']} {g[0].config['reward']}"
-    label = lambda g: shorten(g[0].name if len(g) == 1 else f"{name(g)}, {len(g)} seeds", 44)
-    return [Group(label(g), g, colour) for g, colour in zip(found.values(), itertools.cycle(COLOURS))]
+        config = json.dumps(run.config, sort_keys=True)
+        copy = earlier.count((config, run.seed))
+        earlier.append((config, run.seed))
+        groups.setdefault((config, copy), []).append(run)
+    return {group_name(group): group for group in groups.values()}
 
 
-def shorten(text: str, n: int) -> str:
-    """A long label without its middle.
+def group_name(runs: Sequence[Run]) -> str:
+    """The run's name, or what the names share and the seeds."""
+    if len(runs) == 1:
+        return runs[0].name
+    shared = os.path.commonprefix([run.name for run in runs]).rstrip("-_ ")
+    return f"{shared}, seeds {' '.join(str(run.seed) for run in runs)}"
 
-    >>> shorten("toy-bstar-answer+oracle-1", 12)
-    'toy-b…acle-1'
-    """
-    return text if len(text) <= n else f"{text[:(n - 1) // 2]}…{text[-(n // 2):]}"
 
+def all_numbers(runs: Sequence[Run]) -> pd.DataFrame:
+    """metrics.jsonl of all runs: a line an iteration, with its group, run, seed and method."""
+    import pandas as pd
 
-def value(row: dict, key: str) -> float | None:
-    """row[key] if it is a number; K and S in the key stand for the run's own, so that runs of different K and S share a column.
-
-    >>> value({"eval_samples": 32, "S": 4, "pass@32-4": 63.5}, "pass@K-S")
-    63.5
-    """
-    x = row.get(key.replace("@K", f"@{row['eval_samples']}").replace("-S", f"-{row['S']}"))
-    return x if _is_number(x) else None
+    lines = []
+    for label, group in by_seed([run for run in runs if run.rows]).items():
+        for run in group:
+            names = {"group": label, "run": run.name, "method": run.config["method"]}
+            lines += [{**names, "seed": run.seed, **numbers(row)} for row in run.rows]
+    return pd.DataFrame(lines) if lines else pd.DataFrame(columns=["group", "run", "iter"])
 
 
 def markdown(lines: Sequence[Sequence]) -> str:
@@ -119,485 +149,556 @@ def markdown(lines: Sequence[Sequence]) -> str:
     return "\n".join([head, "|---" * len(lines[0]) + "|", *rows])
 
 
-COLUMNS = ["val/pass@1", "pass@1", "pass@K", "pass@K-S", "reward@K-S", "prm@K-S", "distinct", "sound@1", "sound@K", "false_reasoning", "selected/false_reasoning",
-           "temperature", "tau"]
+def ends(part: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The first, last and best iteration of runs, a seed a line; best on validation questions."""
+    runs = part.groupby("run", sort=False)
+    best = part.loc[runs["val/pass@1"].idxmax()]
+    picked = {"first": runs.head(1), "last": runs.tail(1), "best": best}
+    return {when: x.set_index("seed").select_dtypes("number") for when, x in picked.items()}
+
+
+def cells(values: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    """Mean ± standard error over seeds of each column; "" where a seed has no value."""
+    texts = []
+    for name, column in values.reindex(columns=columns).items():
+        digits = 1 if "@" in name else 2
+        text = f"{column.mean():.{digits}f}"
+        if len(column) > 1:
+            text += f" ± {column.sem():.{digits}f}"
+        texts.append("" if column.isna().any() else text)
+    return texts
 
 
 def table(runs: Sequence[Run]) -> str:
-    """A Markdown table: the mean over seeds, then each run's first, last and best iteration (best by validation pass@1, not by the test set).
-
-    Runs whose config.json differs in the seed alone are one group: mean ± standard error of their first and last iterations and of the gain.
-    """
-    names = [n for n in COLUMNS if any(value(r, n) is not None for run in runs for r in run.rows)]
-    lines = [["run", "iteration", *names]]
-    several = len({(r["eval_samples"], r["S"]) for run in runs for r in run.rows[:1]}) > 1
-    for label, group, _ in by_seed([run for run in runs if run.rows]):
-        ends = {n: [(a, b) for r in group if (a := value(r.rows[0], n)) is not None and (b := value(r.rows[-1], n)) is not None] for n in names}
-        for when, pick in (("first", lambda a, b: a), ("last", lambda a, b: b), ("gain", lambda a, b: b - a)) if len(group) > 1 else ():
-            lines.append([f"mean of {label}", when, *(_mean_cell(n, [pick(*e) for e in ends[n]], len(group)) for n in names)])
+    """A Markdown table: means over a group's seeds, then each run's first, last, best iteration."""
+    values = all_numbers(runs)
+    columns = [column for column in COLUMNS if column in values]
+    lines = [["run", "iteration", *columns]]
+    for label, part in values.groupby("group", sort=False):
+        if part["run"].nunique() > 1:
+            picked = ends(part)
+            picked["best"] = picked["last"] - picked["first"]
+            for when, line in zip(("first", "last", "gain"), picked.values()):
+                lines.append([f"mean of {label}", when, *cells(line, columns)])
+    for name, part in values.groupby("run", sort=False):
+        for when, line in ends(part).items():
+            lines.append([name, f"{line['iter'].iloc[0]} ({when})", *cells(line, columns)])
     for run in runs:
-        name = run.name + (f" (K {run.rows[0]['eval_samples']}, S {run.rows[0]['S']})" if several and run.rows else "")
-        ends = [("first", run.rows[0]), ("last", run.rows[-1]), ("best", max(run.rows, key=lambda r: r["val/pass@1"]))] if run.rows else []
-        lines += [[name, f"{r['iter']} ({label})", *(_cell(n, value(r, n)) for n in names)] for label, r in ends]
-        lines += [] if ends else [[name, "no metrics yet", *[""] * len(names)]]
+        if not run.rows:
+            lines.append([run.name, "no metrics yet", *[""] * len(columns)])
     return markdown(lines)
 
 
 def comparison(runs: Sequence[Run], against: Path) -> str:
-    """A Markdown table as the paper's Table 1: the last iteration of each group of runs, mean ± standard error over seeds, and under it the
-    difference to the group that `against` is in, paired by seed."""
-    groups = by_seed([run for run in runs if run.rows])
-    last = [{run.seed: run.rows[-1] for run in g.runs} for g in groups]
-    base = next((rows for g, rows in zip(groups, last) if against.resolve() in [run.path.resolve() for run in g.runs]), None)
-    if base is None:
+    """Last iterations of the groups, and differences to `against`'s, paired by seed   [Table 1]
+
+    raises  UserError  where `against` is none of the runs
+    """
+    values = all_numbers(runs)
+    columns = [column for column in COLUMNS if column in values]
+    last = {label: ends(part)["last"] for label, part in values.groupby("group", sort=False)}
+    names = [run.name for run in runs if run.path.resolve() == against.resolve()]
+    home = values.loc[values["run"].isin(names), "group"]
+    if home.empty:
         raise UserError(f"--against {against}: not one of the runs given, or without metrics")
-    names = [n for n in COLUMNS if any(value(r, n) is not None for rows in last for r in rows.values())]
-    lines = [["runs", "", *names]]
-    for g, rows in zip(groups, last):
-        pairs = {n: [(value(r, n), value(base.get(seed, r), n), seed in base) for seed, r in rows.items()] for n in names}
-        lines.append([g.label, "last", *(_mean_cell(n, [a for a, *_ in pairs[n] if a is not None], len(rows)) for n in names)])
-        if rows is not base and (both := rows.keys() & base.keys()):
-            lines.append(["", f"difference, {len(both)} seed{'s' * (len(both) > 1)}",
-                          *(_mean_cell(n, [a - b for a, b, ok in pairs[n] if ok and None not in (a, b)], len(both)) for n in names)])
+    lines = [["runs", "", *columns]]
+    for label, line in last.items():
+        lines.append([label, "last", *cells(line, columns)])
+        difference = (line - last[home.iloc[0]]).dropna(how="all")
+        if label != home.iloc[0] and len(difference):
+            lines.append(["", f"difference, seeds: {len(difference)}", *cells(difference, columns)])
     return markdown(lines)
 
 
-def _cell(name: str, x: float | None) -> str:
-    return "" if x is None else f"{x:.2f}" if name in ("distinct", "false_reasoning", "selected/false_reasoning") else f"{x:.1f}"
+# -- alarms ----------------------------------------------------------------------------------------
 
-
-def _mean_cell(name: str, values: list[float], n: int) -> str:
-    return "" if len(values) < n else _cell(name, np.mean(values)) + (f" ± {_cell(name, standard_error(values))}" if n > 1 else "")
-
-
-def standard_error(values) -> float | np.ndarray:
-    """Of the mean over the first axis; 0 of a single value.
-
-    >>> float(standard_error([1.0, 3.0]))
-    1.0
-    """
-    return np.std(values, axis=0, ddof=min(1, len(values) - 1)) / len(values) ** 0.5
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Alarms
 
 def alarms(rows: Sequence[dict], ledger: Sequence[dict]) -> list[str]:
-    """What to look at in a run, one line each; the word before the colon is the kind. `rows` of metrics.jsonl, `ledger` of ledger.jsonl.
+    """What to look at in a run, one line each; the word before the colon is the kind.
 
-    reversal  from the first row to the last pass@1 rose while pass@K or distinct equations fell, each beyond noise (see `shift`): the policy
-              gets better at what it could do and loses the rest ("self-improvement reversal", Wu et al. 2024)
-    drift     prm/auc more than 0.05 below the first one: the PRM no longer knows the policy's solutions   [Sec. 2.3, Observation 3]
-    edge      a choice at an end of its grid is better than its neighbour inside, so the best may lie outside
-    ties      other grid points are within noise of the choice (95 %, paired bootstrap over the subset's queries)
+    reversal  from the first row to the last pass@1 rose while pass@K or distinct equations fell,
+              each beyond noise: "self-improvement reversal" (Wu et al. 2024)
+    drift     prm/auc is more than 0.05 below the first: the PRM lost the policy   [Observation 3]
+    edge      a choice at an end of its grid is better than its neighbour inside
+    ties      other grid points are within noise of the choice (95 %, paired bootstrap over queries)
+
+    rows, ledger  lines of metrics.jsonl and of ledger.jsonl, by iteration
     """
-    return [*_reversal(rows), *_drift(rows), *_edge(ledger), *_ties(ledger)]
+    edges = [*edge(ledger, "temperature"), *edge(ledger, "tau")]
+    return [*reversal(rows), *drift(rows), *edges, *ties(ledger)]
 
 
 def shift(before: float, after: float, n_before: float, n_after: float) -> int:
     """+1 or -1 where a share of n rose or fell by more than two standard errors, else 0.
 
-    Binomial, with a success and a failure added on each side (Agresti & Caffo 2000), so that shares of 0 and 1 have an error too; for a mean
-    of shares, as distinct equations are, it is an upper bound. The two sides ask the same questions: unpaired, it errs to silence.
+    A success and a failure are added on each side (Agresti & Caffo 2000), so that shares of 0 and 1
+    have an error too. For a mean of shares, as distinct equations are, the error is an upper bound.
 
     >>> shift(0.96, 0.82, 200, 200), shift(0.96, 0.93, 200, 200)
     (-1, 0)
     """
-    (p, n), (q, m) = (((x * n + 1) / (n + 2), n + 2) for x, n in ((before, n_before), (after, n_after)))
-    return int(np.sign(q - p)) * int(abs(q - p) > 2 * (p * (1 - p) / n + q * (1 - q) / m) ** 0.5)
+    p = (before * n_before + 1) / (n_before + 2)
+    q = (after * n_after + 1) / (n_after + 2)
+    error = (p * (1 - p) / (n_before + 2) + q * (1 - q) / (n_after + 2)) ** 0.5
+    return int(np.sign(q - p)) if abs(q - p) > 2 * error else 0
 
 
-def _reversal(rows: Sequence[dict]) -> Iterator[str]:
-    ends = [[value(r, k) for k in ("pass@1", "pass@K", "distinct", "queries", "coverage")] for r in (*rows[:1], *rows[-1:])]
-    if not rows or None in ends[0] + ends[1]:
-        return
-    (one, many, distinct, n, share), (one_, many_, distinct_, n_, share_) = ends
-    fell = [f"pass@{rows[0]['eval_samples']} fell {many:.1f} -> {many_:.1f}"] * (shift(many / 100, many_ / 100, n, n_) < 0)
-    fell += [f"distinct equations fell {distinct:.2f} -> {distinct_:.2f}"] * (shift(distinct, distinct_, n * share, n_ * share_) < 0)
-    if fell and shift(one / 100, one_ / 100, n, n_) > 0:
-        yield (f"reversal: from iteration {rows[0]['iter']} to {rows[-1]['iter']} pass@1 rose {one:.1f} -> {one_:.1f} while {' and '.join(fell)}, "
-               f"each by more than two standard errors on {n_} questions")
+def changes(rows: Sequence[dict]) -> dict[str, tuple[float, float, int]]:
+    """metric -> its first value, its last, and the sign of the change where it is beyond noise."""
+    if len(rows) < 2:
+        return {}
+    first, last = numbers(rows[0]), numbers(rows[-1])
+    changed = {}
+    for key in ("pass@1", "pass@K", "pass@K-S", "sound@1", "distinct"):
+        if {key, "queries"} <= first.keys() & last.keys():
+            scale = 1 if key == "distinct" else 100
+            n, m = first["queries"], last["queries"]
+            if key == "distinct":
+                n, m = n * first["coverage"], m * last["coverage"]
+            sign = shift(first[key] / scale, last[key] / scale, n, m)
+            changed[key] = (first[key], last[key], sign)
+    return changed
 
 
-def _drift(rows: Sequence[dict]) -> Iterator[str]:
-    seen = [r for r in rows if _is_number(r.get("prm/auc"))]
-    if seen and (low := min(seen, key=lambda r: r["prm/auc"]))["prm/auc"] < seen[0]["prm/auc"] - 0.05:
-        yield (f"drift: the PRM's AUC fell from {seen[0]['prm/auc']:.3f} (iteration {seen[0]['iter']}) to {low['prm/auc']:.3f} (iteration {low['iter']}); "
-               "train it again, on solutions of the policy as it is now")
+def reversal(rows: Sequence[dict]) -> Iterator[str]:
+    """The alarm of pass@1 rising while pass@K or distinct equations fall."""
+    changed = changes(rows)
+    fell = []
+    for key, name in (("pass@K", "pass@K"), ("distinct", "distinct equations")):
+        before, after, sign = changed.get(key, (0, 0, 0))
+        if sign < 0:
+            fell.append(f"{name} fell {before:.3g} -> {after:.3g}")
+    if fell and changed["pass@1"][2] > 0:
+        before, after, _ = changed["pass@1"]
+        yield (
+            f"reversal: from iteration {rows[0]['iter']} to {rows[-1]['iter']} pass@1 rose "
+            f"{before:.1f} -> {after:.1f} while {' and '.join(fell)}, each by more than 2 errors"
+        )
 
 
-def _edge(ledger: Sequence[dict]) -> Iterator[str]:
-    for axis, (name, grid_) in enumerate((("temperature", "temperatures"), ("tau", "taus"))):
-        found = []
-        for d in ledger:
-            at = [d["temperatures"].index(d["temperature"]), d["taus"].index(d["tau"])]
-            surface = np.moveaxis(np.array(d["surface"]), axis, 0)[:, at[1 - axis]]
-            if name in d["edge"] and len(surface) > 1 and surface[at[axis]] > surface[1 if at[axis] == 0 else -2]:
-                found.append(d)
-        if found:
-            d = found[-1]
-            yield (f"edge: the best {name} was an end of its grid, {d[grid_][0]:g} to {d[grid_][-1]:g}, in {len(found)} of {len(ledger)} decisions, "
-                   f"last {d[name]:g} in iteration {d['iter']}; a wider --{grid_} may hold a better one")
+def drift(rows: Sequence[dict]) -> Iterator[str]:
+    """The alarm of a PRM that the policy has left behind."""
+    seen = [row for row in rows if is_number(row.get("prm/auc"))]
+    low = min(seen, key=lambda row: row["prm/auc"], default=None)
+    if low and low["prm/auc"] < seen[0]["prm/auc"] - 0.05:
+        yield (
+            f"drift: the PRM's AUC fell {seen[0]['prm/auc']:.3f} -> {low['prm/auc']:.3f} (iteration"
+            f" {low['iter']}); train it again, on solutions of the policy as it is now"
+        )
 
 
-def _ties(ledger: Sequence[dict]) -> Iterator[str]:
-    if found := [d for d in ledger if d["ties"]]:
-        d = found[-1]
-        spread = [f"{name} {min(x):g} to {max(x):g}" for name, x in zip(("T", "tau"), zip(*d.get("tied", []), [d["temperature"], d["tau"]]))]
-        yield (f"ties: {d['ties']} of {np.array(d['surface']).size - 1} other grid points are within noise of iteration {d['iter']}'s choice"
-               f"{f' ({spread[0]}, {spread[1]})' if d.get('tied') else ''}; so it was in {len(found)} of {len(ledger)} decisions; more --balance-queries "
-               "tell more of them apart")
+def edge(ledger: Sequence[dict], name: str) -> Iterator[str]:
+    """The alarm of choices at an end of a grid that beat their neighbour inside."""
+    at_end = []
+    for d in ledger:
+        i, j = place_of(d, d["temperature"], d["tau"])
+        surface = np.array(d["surface"])  # (G_T, G_tau)
+        at, values = (i, surface[:, j]) if name == "temperature" else (j, surface[i])
+        inside = 1 if at == 0 else at - 1
+        if name in d["edge"] and len(values) > 1 and values[at] > values[inside]:
+            at_end.append(d)
+    if at_end:
+        values, last = at_end[-1][f"{name}s"], at_end[-1]
+        yield (
+            f"edge: the best {name} was an end of its grid, {values[0]:g} to {values[-1]:g}, in "
+            f"{len(at_end)} of {len(ledger)} decisions, last {last[name]:g} in iteration "
+            f"{last['iter']}; a wider --{name}s may hold a better one"
+        )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Replay: a finished run's decisions taken again, without any model
+def ties(ledger: Sequence[dict]) -> Iterator[str]:
+    """The alarm of choices that noise may have made."""
+    tied = [d for d in ledger if d["ties"]]
+    if tied:
+        last = tied[-1]
+        points = np.array([[last["temperature"], last["tau"]], *last["tied"]])
+        low, high = points.min(axis=0), points.max(axis=0)
+        yield (
+            f"ties: {last['ties']} of {np.size(last['surface']) - 1} other grid points are within "
+            f"noise of iteration {last['iter']}'s choice (T {low[0]:g} to {high[0]:g}, tau "
+            f"{low[1]:g} to {high[1]:g}); so it was in {len(tied)} of {len(ledger)} decisions; "
+            "more --balance-queries tell more of them apart"
+        )
 
-def load_pool(run: Run, d: dict, queries: int | None = None) -> list[np.ndarray]:
-    """reward, correct, text (G_T, Q, K) of the samples behind a ledger line, of the first `queries`; raises UserError where they can't be had."""
+
+# -- replay: a run's decisions taken again, without any model --------------------------------------
+
+
+def load_pool(run: Run, d: dict) -> list[np.ndarray]:
+    """reward, correct, text (G_T, Q, K) of the samples behind a ledger line.
+
+    raises  UserError  where they are missing, broken, or of another shape than the ledger
+    """
     path = run.path / "samples" / f"balance_{d['iter']}.npz"
+    kinds = {"reward": float, "correct": bool, "text": int}
     try:
         with np.load(path) as saved:
-            arrays = [saved[name].astype(kind) for name, kind in (("reward", float), ("correct", bool), ("text", int))]
-    except Exception as e:                                   # missing, torn, no zip, no such array: zipfile, zlib and NumPy each have their own
-        said = "missing" if isinstance(e, FileNotFoundError) else "broken, or of a version that kept no texts"
-        raise UserError(f"{path}: {said}; replay needs the samples that the run balanced on") from None
-    if len({a.shape for a in arrays}) > 1 or arrays[0].ndim != 3 or not arrays[0].size or len(arrays[0]) != len(d["temperatures"]):
-        raise UserError(f"{path}: its shapes {[a.shape for a in arrays]} don't fit the ledger's {len(d['temperatures'])} temperatures")
-    if queries and queries > arrays[0].shape[1]:
-        raise UserError(f"--queries {queries}: the run balanced on {arrays[0].shape[1]}")
-    return [a[:, :queries] for a in arrays]
+            pool = [saved[name].astype(kind) for name, kind in kinds.items()]
+        G, Q, K = np.broadcast_shapes(*(array.shape for array in pool))
+        if G != len(d["temperatures"]) or 0 in (Q, K):
+            raise ValueError
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing; replay needs the samples of the balance") from None
+    except Exception:  # zipfile, zlib and NumPy each raise their own
+        raise UserError(f"{path}: broken, or not of this ledger, or without texts") from None
+    return pool
 
 
-def replay(run: Run, temperatures: Sequence[float] | None = None, taus: Sequence[float] | None = None, n_star: int | None = None,
-           queries: int | None = None, samples: int | None = None, exact_tau: bool = False) -> list[tuple[dict, dict]]:
-    """The ledger's decisions with other settings; with none, the ledger's own lines to the last bit   [Sec. 3.2, Fig. 4]
+def replay(
+    run: Run,
+    temperatures: list[float] | None = None,
+    taus: list[float] | None = None,
+    n_star: int | None = None,
+    queries: int | None = None,
+    samples: int | None = None,
+) -> list[tuple[dict, dict]]:
+    """The ledger's decisions with other settings; with none, the ledger's own lines   [Sec. 3.2]
 
-    temperatures  some of those sampled at; taus any, or exact_tau for all observed rewards (see `exact_taus`) and the paper's 0
-    queries       the first so many of the subset, whose order is random; samples: the expectation over so many of the K (see `effects`)
-    returns       for each decision its ledger line and `fig4` of it
+    temperatures  some of those sampled at
+    queries       the first so many of the subset, whose order is random
+    samples       the first so many of the K drawn to a query
+
+    returns  for each decision its ledger line and `fig4` of it
+    raises   UserError  where a setting asks for what was not sampled
     """
-    found, bar = [], data.progress(len(run.ledger), "replay") if samples else None           # minutes at 64 samples of 600 queries
+    again = []
     for d in run.ledger:
-        Ts, n = temperatures or d["temperatures"], n_star or d["n_star"]
+        pool = load_pool(run, d)
+        Ts, (_, Q, K) = temperatures or d["temperatures"], pool[0].shape
+        if (queries or 0) > Q or (samples or 0) > K:
+            raise UserError(f"--queries, --samples: the run has {Q} questions, {K} samples each")
         if not set(Ts) <= set(d["temperatures"]):
-            say = lambda values: ", ".join(f"{T:g}" for T in values)
-            raise UserError(f"--temperatures {say(Ts)}: the run sampled at {say(d['temperatures'])}; choose among these")
-        pool = [a[[d["temperatures"].index(T) for T in Ts]] for a in load_pool(run, d, queries)]
-        if samples and samples > pool[0].shape[2]:
-            raise UserError(f"--samples {samples}: the run drew {pool[0].shape[2]} a question")
-        line = decide(*pool, Ts, sorted({0.0, *exact_taus(*pool, n, samples)}) if exact_tau else taus or d["taus"], n, d.get("seed", 0), k=samples)
-        found.append(({"iter": d["iter"], **line}, fig4(line, pool)))
-        if bar:
-            bar.update(1)
-    if bar:
-        bar.close()
-    return found
+            raise UserError(f"--temperatures: expected some of the run's, {d['temperatures']}")
+        places = [d["temperatures"].index(T) for T in Ts]
+        pool = [array[places, :queries, :samples] for array in pool]
+        line = decide(*pool, Ts, taus or d["taus"], n_star or d["n_star"], d["seed"])
+        again.append(({"iter": d["iter"], **line}, fig4(line, pool)))
+    return again
 
 
 def fig4(line: dict, pool: Sequence[np.ndarray]) -> dict:
-    """What Fig. 4 shows, at the paper's fixed T = 1 and tau = 0 or the grid's nearest; equal ones to the lower T and the higher tau   [Sec. 3.2]
+    """Query effect by sample size, best T, best tau; at T = 1, tau = 0 or the nearest   [Fig. 4]
 
-    returns  T, tau (the fixed ones), sizes {k: mean query effect of k = K/4, K/2, 3K/4, K samples}, best_T at that tau, best_tau at that T
+    Ties go to the lower T and the higher tau.
+
+    returns  {part of Fig. 4: {name of a curve: value}}
     """
-    Ts, taus, surface, K = line["temperatures"], line["taus"], np.array(line["surface"]), pool[0].shape[2]
+    Ts, taus, surface = line["temperatures"], line["taus"], np.array(line["surface"])
     i, j = nearest(Ts, 1.0), nearest(taus, 0.0)
-    sizes = {k: float(effects(*(a[i] for a in pool), [taus[j]], line["n_star"], k)[0].mean()) for k in sorted({-(-K * part // 4) for part in (1, 2, 3, 4)})}
-    return {"T": Ts[i], "tau": taus[j], "sizes": sizes, "best_T": Ts[int(surface[:, j].argmax())], "best_tau": taus[::-1][int(surface[i, ::-1].argmax())]}
+    K = pool[0].shape[2]
+    sizes = {}
+    for k in sorted({-(-K * quarter // 4) for quarter in (1, 2, 3, 4)}):
+        first_k = [array[i, :, :k] for array in pool]
+        effect, _ = effects(*first_k, [taus[j]], line["n_star"])
+        sizes[f"{k} samples, T {Ts[i]:g}, tau {taus[j]:g}"] = float(effect.mean())
+    best_T = Ts[int(surface[:, j].argmax())]
+    best_tau = taus[::-1][int(surface[i, ::-1].argmax())]
+    best = {f"best T at tau {taus[j]:g}": best_T}, {f"best tau at T {Ts[i]:g}": best_tau}
+    return {"left": sizes, "middle": best[0], "right": best[1]}
 
 
-def replay_table(run: Run, again: Sequence[tuple[dict, dict]]) -> str:
-    """The decisions taken again beside the logged ones, and Fig. 4's numbers: qe@k of k samples a query at T = 1 and tau = 0, see `fig4`."""
-    f = again[0][1]
-    head = ["iter", "T", "tau", "qe", "95 %", "ties", "logged T", "tau", "qe", *(f"qe@{k}" for k in f["sizes"]),
-            f"best T (tau {f['tau']:g})", f"best tau (T {f['T']:g})"]
-    rows = [[d["iter"], f"{line['temperature']:g}", f"{line['tau']:g}", f"{line['qe']:.4f}", "{:.3f} to {:.3f}".format(*line["interval"]), line["ties"],
-             f"{d['temperature']:g}", f"{d['tau']:g}", f"{d['qe']:.4f}", *(f"{x:.4f}" for x in f["sizes"].values()), f"{f['best_T']:g}", f"{f['best_tau']:g}"]
-            for d, (line, f) in zip(run.ledger, again)]
-    return markdown([head, *rows])
+def decisions_table(ledger: Sequence[dict]) -> str:
+    """The balancer's choices   [Tables 2, 3]"""
+    lines = [
+        ["iter", "T", "tau", "qe", "95 %", "ties", "nothing selected", "at an end of its grid"]
+    ]
+    for d in ledger:
+        chosen = [f"{d['temperature']:g}", f"{d['tau']:g}", f"{d['qe']:.4f}"]
+        interval = "{:.3f} to {:.3f}".format(*d["interval"])
+        ties_of = f"{d['ties']} of {np.size(d['surface']) - 1}"
+        edges = ", ".join(d["edge"])
+        lines.append([d["iter"], *chosen, interval, ties_of, f"{d['empty']:.0%}", edges])
+    return markdown(lines)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The report: figures as data, each drawn once for the page and as PNG
+# -- figures ---------------------------------------------------------------------------------------
 
-INK, STYLES = "#1b1f24", ["-", "--", "-.", ":"]
-COLOURS = ["#2f7fc1", "#e0722c", "#3a9a5b", "#c24f93", "#8a6fd1", "#a8862b", "#2aa3a3", "#d2514f", "#7d8590", "#6b8e23",
-           "#5d55d8", "#d8b500", "#e58fb5", "#14806f"]          # seen on white and on black
+# seen on white and on black
+COLOURS = """#2f7fc1 #e0722c #3a9a5b #c24f93 #8a6fd1 #a8862b #2aa3a3 #d2514f #7d8590 #6b8e23
+             #5d55d8 #d8b500 #e58fb5 #14806f""".split()
 
-
-class Line(NamedTuple):
-    """A curve: mean and standard error over the runs of a group, a level line, or only a label for the legend."""
-    label: str
-    x: Sequence[float]
-    y: Sequence[float]
-    se: Sequence[float] = ()
-    colour: str = INK
-    style: str = "-"
-    marker: str = "o"
-
-
-class Panel(NamedTuple):
-    """A figure: what is in it, and one sentence on what to see there and what in the paper it answers to."""
-    name: str
-    title: str
-    see: str
-    xlabel: str
-    ylabel: str
-    lines: Sequence[Line] = ()
-    bars: Sequence[tuple[str, dict[str, float]]] = ()        # (label, seconds by phase)
-    heat: dict | None = None                                 # a ledger line
-
-
-STEPS, ITER, SHARE = "training steps", "iteration", "% of test questions"
-# name, title, x, y, {key of metrics.jsonl: its name in the legend; * is every K in the rows}, what to see; drawn if a run has the first key
-CURVES = {"Exploration and exploitation": [
-    ("pass1", "Greedy pass@1", STEPS, SHARE, {"pass@1": ""}, "A curve that ends above the level line has gained by teaching itself. Paper: Fig. 1."),
-    ("distinct", "Distinct equations", STEPS, "unique / all equations", {"distinct": ""},
-     "How different a question's right answers are: the lower, the more the policy repeats itself. Paper: Fig. 2, right."),
-    ("passk", "Pass@K", STEPS, SHARE, {"pass@*": "K = *"},
-     "What the policy finds at all in K tries; it falls where luck or variety is trained away. Paper: Figs. 3, 5 (S = 1)."),
-    ("passks", "Pass@K-S", STEPS, SHARE, {"pass@*-S": "K = *"}, "What it finds S times in K tries, which luck does less for. Paper: Figs. 3, 5."),
-    ("rewardks", "Reward@K-S", STEPS, SHARE, {"reward@*-S": "K = *"},
-     "Are the S best-rewarded of K all right? A reward that holds the answer itself (Eq. 1) makes this Pass@K-S. Paper: Figs. 3, 6."),
-    ("temperature", "Temperature", ITER, "T", {"temperature": ""},
-     "The T that an iteration's pool was sampled at; level where it is fixed. Paper: Tables 2, 3."),
-    ("tau", "Threshold", ITER, "tau", {"tau": ""}, "The reward that a response had to exceed to be trained on. Paper: Tables 2, 3."),
-    ("qe", "Query effect of the pool", ITER, "mean query effect", {"qe": ""},
-     "What exploration and exploitation come to together, at that T and tau. Paper: Fig. 6, right."),
-], "The process reward": [
-    ("auc", "PRM: AUC", ITER, "AUC on the pool", {"prm/auc": "right answers", "prm/auc_sound": "all steps right", "prm/step_auc": "steps"},
-     "0.5 is a coin; a falling curve is a PRM that the policy has left behind. Paper: Observation 3 (the reward is static)."),
-    ("admitted", "PRM: what gets past it", ITER, "share", {
-        "prm/wrong_admitted": "wrong answers with r > tau", "prm/false_admitted": "right by a wrong step, r > tau",
-        "prm/min_last": "lowest step is the last", "prm/ece": "calibration error"},
-     "The first two are what it lets into training that it should not. Paper: Sec. 2.3, the threshold on r."),
-    ("ranked", "PRM: ranking alone", STEPS, SHARE, {"prm@K-S": "r_prm alone", "reward@K-S": "r of Eq. 1"},
-     "The distance is what the known answer does for the ranking. Paper: Figs. 3, 6 (Reward@K-S)."),
-]}
+# name: title, keys of metrics.jsonl (* is every K), what to see and where in the paper
+EXPLORATION = {
+    "pass1": ("Greedy pass@1, %", "pass@1", "Where it ends higher it taught itself. Fig. 1."),
+    "distinct": ("Distinct equations, share", "distinct", "Low: it repeats itself. Fig. 2, right."),
+    "passk": ("Pass@K, %", "pass@*", "Right at least once in K tries. Figs. 3, 5."),
+    "passks": ("Pass@K-S, %", "pass@*-S", "Right at least S times in K tries. Figs. 3, 5."),
+    "rewardks": (
+        "Reward@K-S, %",
+        "reward@*-S",
+        "Are the S best-rewarded of K all right? A reward that holds the answer itself (Eq. 1) "
+        "makes this Pass@K-S. Figs. 3, 6.",
+    ),
+    "temperature": ("Temperature T", "temperature", "At which pools were sampled. Tables 2, 3."),
+    "tau": ("Threshold tau", "tau", "Responses with r > tau are trained on. Tables 2, 3."),
+    "qe": ("Mean query effect of the pool", "qe", "Eq. 2 at that T and tau. Fig. 6, right."),
+}
+PROCESS_REWARD = {
+    "auc": (
+        "AUC of the PRM on the pool",
+        "prm/auc|prm/auc_sound|prm/step_auc",
+        "Of scores against right answers, against solutions right in all steps, and of steps. "
+        "0.5 is a coin; a falling curve is a PRM left behind. Observation 3.",
+    ),
+    "admitted": (
+        "What gets past the PRM, share",
+        "prm/wrong_admitted|prm/false_admitted|prm/min_last|prm/ece",
+        "Wrong answers, and right ones by a wrong step, with r > tau; solutions whose lowest step "
+        "is the last; calibration error. Sec. 2.3.",
+    ),
+    "ranked": (
+        "Ranking by the PRM alone, %",
+        "prm@K-S|reward@K-S",
+        "The distance is what the known answer does for the ranking. Figs. 3, 6.",
+    ),
+}
 
 
-def curve_panels(groups: Sequence[Group], section: str) -> list[Panel]:
-    """The figures of CURVES in which some run has a value; all runs in each."""
-    rows, found = [r for g in groups for run in g.runs for r in run.rows], []
-    sizes = sorted({int(m[1]) for r in rows for k in r if (m := re.fullmatch(r"reward@(\d+)-\d+", k))}, reverse=True)
-    S, shown = {r["S"] for r in rows}, sizes[:len(STYLES)] if len(groups) == 1 else sorted({*sizes[:1], *sizes[-1:]}, reverse=True)
-    for name, title, x, y, keys, see in CURVES[section]:
-        x = ITER if all(g.runs[0].config["method"] == "sft" for g in groups) else x                # whose iterations are epochs
-        keys = {k.replace("*", str(n)): note.replace("*", str(n)) for k, note in keys.items() for n in (shown if "*" in k else [0])}
-        if any(value(r, k) is not None for r in rows for k in list(keys)[:1]):
-            lines = curves(groups, keys, x == STEPS)
-            if "" in keys.values() and x == STEPS and not any(line.marker == "" for line in lines) and lines and lines[0].x[0] == 0:
-                lines.append(Line("iteration 0", [0, max(x for line in lines for x in line.x)], lines[0].y[:1] * 2, style="--", marker=""))
-            found.append(Panel(name, title.replace("-S", f"-{min(S)}") if len(S) == 1 else title, see, x, y, lines))
-    return found
+def curves(values: pd.DataFrame, label: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Mean and standard error of "value" by iteration, a column a label, where all seeds have one.
+
+    SFT beside other methods, whose iterations are epochs, is a level line of its last value.
+    """
+    cell = values.groupby(["iter", label], sort=False)["value"]
+    mean, error, count = cell.mean().unstack(), cell.sem().unstack(), cell.count().unstack()
+    mean = mean[count == count.max()].dropna(axis=1, how="all").sort_index()
+    levels = set(values.loc[values["method"] == "sft", label])
+    if levels < set(mean):
+        for name in levels:
+            mean[name] = mean[name].dropna().iloc[-1]
+    return mean, error.reindex_like(mean).fillna(0)
 
 
-def curves(groups: Sequence[Group], keys: dict[str, str], steps: bool) -> list[Line]:
-    """A colour a group, a line style a key; an SFT run beside others is a level line at its last value."""
-    lines, scale = [], lambda run: run.config["steps_per_iter"] if steps else 1
-    end = max((run.rows[-1]["iter"] * scale(run) for g in groups for run in g.runs if run.config["method"] != "sft"), default=0)
-    for label, runs, colour in groups:
-        level, before = end and runs[0].config["method"] == "sft", len(lines)
-        for style, (key, note) in zip(STYLES, keys.items()):
-            seen = [{r["iter"]: v for r in run.rows if (v := value(r, key)) is not None} for run in runs]
-            shared = sorted(set.intersection(*map(set, seen)))
-            y = np.array([[s[i] for i in shared] for s in seen])
-            x, mean, se = [i * scale(runs[0]) for i in shared], y.mean(axis=0).tolist(), standard_error(y).tolist()
-            if level and shared:
-                x, mean, se = [0, end], mean[-1:] * 2, se[-1:] * 2
-            if shared:
-                name = note or label if len(groups) == 1 else label if len(lines) == before else ""
-                lines.append(Line(name, x, mean, se, colour, style, "" if level else "o"))
-    return lines + [Line(note, [], [], style=style, marker="") for style, note in zip(STYLES, keys.values()) if len(groups) > 1 < len(keys)]
-
-
-def calibration_panel(groups: Sequence[Group]) -> Panel:
-    """Score against share of right answers, in the first iteration (dashed) and the last of each group's first run."""
-    lines = []
-    for _, (run, *_), colour in groups:
-        seen = [(r["iter"], c) for r in run.rows if isinstance(c := r.get("prm/calibration"), dict) and {"score", "correct"} <= c.keys()]
-        for style, (i, c) in zip(["-", "--"], [seen[-1], seen[0]] if seen else []):
-            points = [(a, b) for a, b in zip(c["score"], c["correct"]) if _is_number(a) and _is_number(b)]
-            lines += [Line(shorten(f"{run.name}, iteration {i}", 44), *zip(*points), colour=colour, style=style)] * bool(points)
-    if lines:
-        lines.append(Line("calibrated", [0, 1], [0, 1], style=":", marker=""))
-    return Panel("calibration", "PRM: calibration", "Below the dotted line the PRM promises more than it holds. Paper: Sec. 2.3 (the score that Eq. 1 adds).",
-                 "score of a solution", "share with a right answer", lines)
-
-
-def replay_panels(name: str, again: Sequence[tuple[dict, dict]]) -> list[Panel]:
-    """Fig. 4 from one run, see `fig4`."""
-    x, f = [line["iter"] for line, _ in again], again[0][1]
-    path = lambda key: [Line("", x, [f[key] for _, f in again], colour=COLOURS[0])]
-    sizes = [Line(f"{k} samples", x, [f["sizes"].get(k, np.nan) for _, f in again], colour=c) for c, k in zip(COLOURS, f["sizes"])]
-    T, tau = f"T {f['T']:g}", f"tau {f['tau']:g}"
-    see = f"Where the curves lie apart, more samples a question are worth it (at {T}, {tau}; exact expectation over subsets). Paper: Fig. 4 (a)."
-    return [Panel(f"{name}_fig4a", "Query effect by sample size", see, ITER, "mean query effect", sizes),
-            Panel(f"{name}_fig4b", f"Best temperature at {tau}", "The paper's is low at first and rises later. Paper: Fig. 4 (b).", ITER, "T", path("best_T")),
-            Panel(f"{name}_fig4c", f"Best threshold at {T}", "The paper's is high at first and falls later. Paper: Fig. 4 (c).", ITER, "tau", path("best_tau"))]
-
-
-def heat_panels(name: str, ledger: Sequence[dict]) -> list[Panel]:
-    """The surface of each decision, with what can't be told from the best marked."""
-    see = "Ring: the choice, T {:g}, tau {:g}; {}{} of {} other points are within noise of it. Paper: Table 2 has the choice, not the surface."
-    said = lambda d: see.format(d["temperature"], d["tau"], "dots: " if "tied" in d else "", d["ties"], np.array(d["surface"]).size - 1)
-    return [Panel(f"{name}_surface{d['iter']}", f"Query effect, iteration {d['iter']}", said(d), "temperature", "tau", heat=d) for d in ledger]
-
-
-def time_panel(groups: Sequence[Group]) -> Panel:
-    """Seconds by phase: an iteration a bar for one run, else a group a bar (the mean of its runs)."""
-    runs = [run for g in groups for run in g.runs]
-    bars = [(f"iteration {i}", 1, [s for s in run.seconds if s["iter"] == i]) for run in runs for i in sorted({s["iter"] for s in run.seconds})]
-    if len(runs) > 1:
-        bars = [(shorten(g.label, 26), len(g.runs), [s for run in g.runs for s in run.seconds]) for g in groups]
-    totals = [(label, {p: sum(s["seconds"] for s in rows if s["phase"] == p) / n for p in dict.fromkeys(s["phase"] for s in rows)}) for label, n, rows in bars]
-    see = "Sampling (gen) and training are any method's; balance is what B-STaR adds. Paper: Sec. 3.3, which calls that negligible."
-    return Panel("time", "Where the time went", see, "seconds", "", bars=[bar for bar in totals if bar[1]])
-
-
-def draw(p: Panel, png: Path) -> str:
-    """A panel by matplotlib, of a phone's width, as a PNG file and as SVG (returned), whose text takes the page's colour."""
+def figure(out: Path, name: str, title: str, see: str, paint: Callable) -> str:
+    """Draws by paint(ax), writes out/figures/NAME.png, and returns it as HTML."""
     import matplotlib
     from matplotlib.figure import Figure
-    entries = list(dict.fromkeys([line.label for line in p.lines if line.label] + [k for _, b in p.bars for k in b]))
-    columns = 1 if max(map(len, entries), default=0) > 28 else 2 if p.lines else 3
-    rows = -(-len(entries) // columns) if len(entries) > 1 else 0
-    ink = {k: INK for k in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")}
-    with matplotlib.rc_context({**ink, "svg.fonttype": "none", "svg.hashsalt": "bstar", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
-        fig = Figure(figsize=(4.6, max(2.7, 0.6 + 0.26 * len(p.bars)) + 0.19 * rows), layout="constrained")
+
+    style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    style["grid.alpha"] = 0.3
+    with matplotlib.rc_context(style):
+        fig = Figure(figsize=(4.6, 3.1), layout="constrained")
         ax = fig.subplots()
-        (_draw_heat if p.heat else _draw_bars if p.bars else _draw_lines)(fig, ax, p)
-        ax.set(xlabel=p.xlabel, ylabel=p.ylabel)
-        if rows:
-            fig.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8, handlelength=2.6)
-        fig.savefig(png, dpi=130)
-        fig.savefig(buffer := io.BytesIO(), format="svg", transparent=True, metadata={"Date": None})
-    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", buffer.getvalue().decode(), flags=re.S).replace(INK, "currentColor")
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{p.name}-", svg)                        # many figures, one page: no id twice
-    label = escape(f"{p.title}. {p.see}")
-    return re.sub(r'.*?<svg .*?(viewBox="[^"]*").*?>', lambda m: f'<svg {m[1]} role="img" aria-label="{label}">', svg, count=1, flags=re.S)
+        paint(ax=ax)
+        labels = ax.get_legend_handles_labels()[1]
+        if len(labels) > 1:
+            columns = max(1, 80 // (max(map(len, labels)) + 10))
+            fig.set_figheight(3.1 + 0.17 * -(-len(labels) // columns))
+            fig.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
+        buffer = io.BytesIO()
+        fig.savefig(buffer, dpi=140)
+    (out / "figures" / f"{name}.png").write_bytes(buffer.getvalue())
+    image = base64.b64encode(buffer.getvalue()).decode()
+    title, see = escape(title), escape(see)
+    return (
+        f'<figure><h3>{title}</h3><img alt="{title}. {see}" src="data:image/png;base64,{image}">'
+        f"<figcaption>{see}</figcaption></figure>"
+    )
 
 
-def _draw_lines(fig, ax, p: Panel) -> None:
-    for line in p.lines:
-        ax.plot(line.x, line.y, line.style, color=line.colour, marker=line.marker, markersize=3, linewidth=1.4, label=line.label or None)
-        if any(line.se):
-            y, se = np.array(line.y), np.array(line.se)
-            ax.fill_between(line.x, y - se, y + se, color=line.colour, alpha=0.18, linewidth=0)
-    ax.grid(alpha=0.25)
-    if p.xlabel == ITER:
-        ax.xaxis.get_major_locator().set_params(integer=True)
+def over(table: pd.DataFrame, ylabel: str) -> dict:
+    """How curves over the iterations are drawn."""
+    ticks = table.index[:: -(-len(table) // 10)]
+    axes = {"xlabel": "iteration", "ylabel": ylabel, "xticks": ticks}
+    return {"marker": ".", "legend": False, "grid": True, **axes}
 
 
-def _draw_bars(fig, ax, p: Panel) -> None:
-    left = np.zeros(len(p.bars))
-    for colour, phase in zip(itertools.cycle(COLOURS), dict.fromkeys(k for _, b in p.bars for k in b)):
-        width = np.array([b.get(phase, 0.0) for _, b in p.bars])
-        ax.barh(range(len(p.bars)), width, left=left, color=colour, label=phase, height=0.7)
-        left += width
-    ax.set_yticks(range(len(p.bars)), [label for label, _ in p.bars])
-    ax.invert_yaxis()
+def curve_figures(out: Path, values: pd.DataFrame, plots: dict[str, tuple]) -> list[str]:
+    """One group: a figure a plot, a colour a key; else a figure a key, a colour a group."""
+    many = values["group"].nunique() > 1
+    every_K = "K" if many else r"(K|[2-9]|\d\d+)"  # pass@1 is the greedy one
+    colour = dict(zip(values["group"].unique(), itertools.cycle(COLOURS)))
+    figures = []
+    for name, (title, pattern, see) in plots.items():
+        keys = [key for key in values if re.fullmatch(pattern.replace("*", every_K), key)]
+        parts = [[key] for key in keys]
+        if keys and not many:
+            parts = [keys]
+        for part in parts:
+            long = values.melt(["group", "method", "iter"], part, "key", "value")
+            mean, error = curves(long.dropna(subset="value"), "group" if many else "key")
+            colours = [colour[label] for label in mean] if many else COLOURS
+            own_title = f"{title}: {part[0]}" if len(parts) > 1 else title
+            style = over(mean, own_title)
+            paint = functools.partial(mean.plot, yerr=error, color=colours, **style)
+            own_name = f"{name}{keys.index(part[0]) or ''}"
+            figures.append(figure(out, own_name, own_title, see, paint))
+    return figures
 
 
-def _draw_heat(fig, ax, p: Panel) -> None:
-    d = p.heat
-    image = ax.imshow(np.array(d["surface"], dtype=float).T, aspect="auto", origin="lower", cmap="viridis", interpolation="nearest")
-    at = lambda T, tau: (d["temperatures"].index(T), d["taus"].index(tau))
-    if d.get("tied"):
-        ax.scatter(*zip(*(at(*point) for point in d["tied"])), s=9, color="white", edgecolors="black", linewidths=0.5)
+def calibration_figure(out: Path, runs: Sequence[Run]) -> str:
+    """Score against share of right answers: in the last pool, and the first of a single run."""
+    import pandas as pd
+
+    lines = {"calibrated": pd.Series({0.0: 0.0, 1.0: 1.0})}
+    for run in runs:
+        rows = [row for row in run.rows if isinstance(row.get("prm/calibration"), dict)]
+        for row in rows[-1:] if len(runs) > 1 else rows[:: max(1, len(rows) - 1)]:
+            bins = pd.DataFrame(row["prm/calibration"]).dropna().set_index("score")
+            lines[f"{run.name[-30:]}, iteration {row['iter']}"] = bins["correct"]
+
+    def paint(ax):
+        for colour, (label, line) in zip(itertools.cycle(COLOURS), lines.items()):
+            ax.plot(line.index, line, color=colour, marker=".", label=label)
+        ax.set(xlabel="score of a solution", ylabel="share with a right answer")
+
+    see = "Below the diagonal the PRM promises more than it holds. Sec. 2.3, Eq. 1."
+    return figure(out, "calibration", "Calibration of the PRM", see, paint)
+
+
+def time_figure(out: Path, runs: Sequence[Run]) -> list[str]:
+    """Seconds by phase: a bar an iteration for one run, else a bar a group, its mean run."""
+    import pandas as pd
+
+    lines = []
+    for label, group in by_seed(runs).items():
+        for line in itertools.chain.from_iterable(run.times for run in group):
+            bar = label if len(runs) > 1 else f"iteration {line['iter']}"
+            share = {"bar": bar, "seconds": line["seconds"] / len(group)}
+            lines.append({"phase": "?", **line, **share})
+    if not lines:
+        return []
+    table = pd.DataFrame(lines).pivot_table("seconds", "bar", "phase", aggfunc="sum", sort=False)
+
+    def paint(ax):
+        table[::-1].plot.barh(stacked=True, ax=ax, color=COLOURS, legend=False)
+        ax.set(xlabel="seconds", ylabel="")
+
+    see = "Sampling (gen) and training are any method's; balance is what B-STaR adds. Sec. 3.3."
+    return [figure(out, "time", "Where the time went", see, paint)]
+
+
+def surface_figures(out: Path, name: str, ledger: Sequence[dict]) -> list[str]:
+    """The query effect at every (T, tau) of each decision."""
+    figures = []
+    for d in ledger:
+        see = (
+            f"Ring: the choice, T {d['temperature']:g}, tau {d['tau']:g}; dots: the {d['ties']} of "
+            f"{np.size(d['surface']) - 1} other points within noise of it. Table 2."
+        )
+        title = f"Query effect on the subset, iteration {d['iter']}"
+        paint = functools.partial(draw_surface, d=d)
+        figures.append(figure(out, f"{name}_surface{d['iter']}", title, see, paint))
+    return figures
+
+
+def draw_surface(ax, d: dict) -> None:
+    """qe(T, tau) as a map; coordinates are places in the grids."""
+    image = ax.imshow(np.transpose(d["surface"]), aspect="auto", origin="lower")
+    ax.figure.colorbar(image, ax=ax, label="mean query effect")
+    for point in d["tied"]:
+        ax.plot(*place_of(d, *point), "o", color="white", markeredgecolor="black", markersize=3.5)
+    chosen = place_of(d, d["temperature"], d["tau"])
     for colour, width in (("white", 3.2), ("#d2304f", 1.8)):
-        ax.scatter(*at(d["temperature"], d["tau"]), s=90, facecolors="none", edgecolors=colour, linewidths=width)
-    for axis, grid_ in ((ax.xaxis, d["temperatures"]), (ax.yaxis, d["taus"])):
-        ticks = range(0, len(grid_), -(-len(grid_) // 8))
-        axis.set_ticks(ticks, [f"{grid_[i]:g}" for i in ticks])
-    fig.colorbar(image, ax=ax, label="mean query effect").outline.set_visible(False)
+        ax.plot(*chosen, "o", markersize=10, fillstyle="none", color=colour, markeredgewidth=width)
+    for axis, values in ((ax.xaxis, d["temperatures"]), (ax.yaxis, d["taus"])):
+        places = range(0, len(values), -(-len(values) // 8))
+        axis.set_ticks(places, [f"{values[place]:g}" for place in places])
+    ax.set(xlabel="temperature T", ylabel="threshold tau")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The page
+def fig4_figures(out: Path, name: str, again: Sequence[tuple[dict, dict]]) -> list[str]:
+    """The parts of Fig. 4, of one run."""
+    import pandas as pd
 
-STYLE = """:root{color-scheme:light dark;--ink:#1b1f24;--soft:#59636e;--paper:#fff;--line:#d6dbe1;--warn:#fff4dc}
-@media(prefers-color-scheme:dark){:root{--ink:#e4e8ec;--soft:#9aa5b1;--paper:#14171a;--line:#343b43;--warn:#3a2f14}}
-body{margin:0 auto;max-width:84rem;padding:1rem;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
-h1{font-size:1.4rem}h2{font-size:1.15rem;margin:2rem 0 .6rem;border-bottom:1px solid var(--line)}h3{font-size:1rem;margin:1.2rem 0 .3rem}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,22rem),1fr));gap:1.2rem;margin:1rem 0}
-figure{margin:0;min-width:0}figure h3{margin:0}figcaption{font-size:.87rem;color:var(--soft)}
-svg{width:100%;height:auto;display:block}svg *{stroke-linejoin:round;stroke-linecap:butt}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}
-th,td{padding:.15rem .55rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}th:first-child,td:first-child{text-align:left}
-.alarm{background:var(--warn);padding:.4rem .7rem;border-radius:4px;margin:.4rem 0}summary{cursor:pointer;font-weight:600;padding:.3rem 0}"""
+    iterations = [line["iter"] for line, _ in again]
+    see = {
+        "left": "Where the curves lie apart, more samples a question are worth it.",
+        "middle": "In the paper it rises.",
+        "right": "In the paper it falls.",
+    }
+    figures = []
+    for part, note in see.items():
+        table = pd.DataFrame([parts[part] for _, parts in again], index=iterations)
+        title = "Mean query effect" if part == "left" else table.columns[0]
+        paint = functools.partial(table.plot, color=COLOURS, **over(table, title))
+        figures.append(figure(out, f"{name}_{part}", title, f"{note} Fig. 4, {part}.", paint))
+    return figures
+
+
+# -- the page --------------------------------------------------------------------------------------
+
+PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">
+<style>:root{{color-scheme:light dark;--soft:#59636e;--line:#d6dbe1;--warn:#fff4dc;--paper:#fff}}
+body{{margin:0 auto;max-width:84rem;padding:1rem;font:15px/1.5 system-ui,sans-serif;
+overflow-wrap:anywhere;background:var(--paper)}}
+h1{{font-size:1.4rem}}h2{{font-size:1.15rem;border-bottom:1px solid var(--line)}}
+h3{{font-size:1rem;margin:0}}.alarm{{background:var(--warn);padding:.4rem .7rem}}
+.grid{{display:grid;gap:1.2rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,22rem),1fr))}}
+figure{{margin:0;min-width:0}}figcaption{{font-size:.87rem;color:var(--soft)}}img{{width:100%}}
+.wide{{overflow-x:auto}}summary{{cursor:pointer;font-weight:600}}
+table{{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}}
+th,td{{padding:.15rem .55rem;text-align:right;border-bottom:1px solid var(--line)}}
+th,td{{white-space:nowrap}}
+th:first-child,td:first-child{{text-align:left}}
+@media(prefers-color-scheme:dark){{
+:root{{--soft:#9aa5b1;--line:#343b43;--warn:#3a2f14;--paper:#141414}}
+img{{filter:invert(.92) hue-rotate(180deg)}}}}</style></head>
+<body><h1>{title}</h1>{body}</body></html>
+"""
 
 
 def report(runs: Sequence[Run], out: Path) -> Path:
-    """out/report.html, one page that needs nothing else, and its figures as out/figures/*.png; runs without metrics are in its table only."""
+    """Writes out/report.html, which needs nothing else, and its figures as out/figures/*.png."""
     drawn = [run for run in runs if run.rows]
-    groups = by_seed(drawn)
-    parts, warn = [table_html(table(runs), "all runs")], lambda run: [f'<p class="alarm">{escape(line)}</p>' for line in alarms(run.rows, run.ledger)]
-    parts += warn(drawn[0]) if len(drawn) == 1 else []
-    with_prm = [g for g in groups if any(k.startswith("prm") for run in g.runs for r in run.rows for k in r)]
-    explore, prm = CURVES
-    for title, panels in ((explore, curve_panels(groups, explore)), (prm, [*curve_panels(with_prm, prm), calibration_panel(with_prm)]),
-                          ("Time", [time_panel(groups)])):
-        if figures := figures_html(panels, out):
-            parts += [f"<h2>{title}</h2>", figures]
-    for number, run in enumerate(drawn, 1):
-        parts += [f"<h2>{escape(run.name)}</h2>", *(warn(run) if len(drawn) > 1 else [])]
-        parts += [f"<details><summary>Every number of metrics.jsonl</summary>{table_html(numbers_table(run), run.name)}</details>"]
-        if run.ledger:
-            parts += ["<h3>What the balancer saw and chose</h3>", table_html(decisions_table(run), "decisions"),
-                      figures_html(heat_panels(f"run{number}", run.ledger), out)]
-            try:
-                parts.append(figures_html(replay_panels(f"run{number}", replay(run)), out))
-            except UserError as e:
-                parts.append(f"<p>No Fig. 4: {escape(str(e))}</p>")
-    return write_page(out / "report.html", drawn[0].name if len(drawn) == 1 else f"{len(drawn)} runs with metrics", parts)
-
-
-def replay_report(run: Run, again: Sequence[tuple[dict, dict]], out: Path) -> Path:
-    """out/replay.html: the decisions taken again, their surfaces, and Fig. 4."""
-    panels = replay_panels("replay", again) + heat_panels("replay", [line for line, _ in again])
-    return write_page(out / "replay.html", f"{run.name}, replayed", [table_html(replay_table(run, again), "decisions"), figures_html(panels, out)])
-
-
-def numbers_table(run: Run) -> str:
-    """Every number of metrics.jsonl as it stands there, an iteration a column."""
-    keys = [k for k in dict.fromkeys(k for r in run.rows for k in r) if k != "iter" and any(_is_number(r.get(k)) for r in run.rows)]
-    cells = lambda k: [json.dumps(r[k]) if _is_number(r.get(k)) else "" for r in run.rows]
-    return markdown([["key", *(f"iteration {r['iter']}" for r in run.rows)], *([k, *cells(k)] for k in keys)])
-
-
-def decisions_table(run: Run) -> str:
-    """The balancer's choices   [Tables 2, 3]"""
-    return markdown([["iter", "T", "tau", "qe on the subset", "95 %", "ties", "queries without a selection", "ends of the grid"],
-                     *([d["iter"], f"{d['temperature']:g}", f"{d['tau']:g}", f"{d['qe']:.4f}", "{:.3f} to {:.3f}".format(*d["interval"]),
-                        f"{d['ties']} of {np.array(d['surface']).size - 1}", f"{d['empty']:.0%}", ", ".join(d["edge"])] for d in run.ledger)])
-
-
-def table_html(text: str, name: str) -> str:
-    """A Markdown table as HTML that scrolls by itself where it is too wide."""
-    rows = [[escape(c.strip()) for c in line[1:-1].split("|")] for line in text.splitlines() if line.startswith("| ")]
-    lines = ["".join(f"<{tag}>{c}</{tag}>" for c in row) for tag, row in zip(["th"] + ["td"] * len(rows), rows)]
-    return f'<div class="wide" role="region" tabindex="0" aria-label="{escape(name)}"><table>{"".join(f"<tr>{line}</tr>" for line in lines)}</table></div>'
-
-
-def figures_html(panels: Sequence[Panel], out: Path) -> str:
-    """The panels that hold anything as figures with inline SVG, side by side where there is room, and each as out/figures/NAME.png; "" if none does."""
+    with_prm = [run for run in drawn if any("prm/auc" in row for row in run.rows)]
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    figures = [f"<figure><h3>{escape(p.title)}</h3>{draw(p, out / 'figures' / f'{p.name}.png')}<figcaption>{escape(p.see)}</figcaption></figure>"
-               for p in panels if p.bars or p.heat or p.lines]
-    return f'<div class="grid">{"".join(figures)}</div>' if figures else ""
+    parts = [wide(table(runs))]
+    if drawn:
+        parts += section("Explore and exploit", curve_figures(out, all_numbers(drawn), EXPLORATION))
+    if with_prm:
+        figures = curve_figures(out, all_numbers(with_prm), PROCESS_REWARD)
+        parts += section("The process reward", [*figures, calibration_figure(out, with_prm)])
+    parts += section("Time", time_figure(out, drawn))
+    for number, run in enumerate(drawn, 1):
+        parts += [f"<h2>{escape(run.name)}</h2>", *run_html(out, f"run{number}", run)]
+    title = drawn[0].name if len(drawn) == 1 else f"{len(drawn)} runs with metrics"
+    return write_page(out / "report.html", title, parts)
+
+
+def run_html(out: Path, name: str, run: Run) -> list[str]:
+    """What a run has of its own: alarms, every number, the balancer's decisions, Fig. 4."""
+    parts = [f'<p class="alarm">{escape(line)}</p>' for line in alarms(run.rows, run.ledger)]
+    every = all_numbers([run]).set_index("iter").select_dtypes("number").T
+    every = every.to_html(na_rep="", border=0, float_format="{:g}".format)
+    summary = "<summary>Every number of metrics.jsonl</summary>"
+    parts.append(f'<details>{summary}<div class="wide">{every}</div></details>')
+    if run.ledger:
+        parts.append(wide(decisions_table(run.ledger)))
+        figures = surface_figures(out, name, run.ledger)
+        try:
+            figures = fig4_figures(out, name, replay(run)) + figures
+        except UserError as error:
+            parts.append(f"<p>No Fig. 4: {escape(str(error))}</p>")
+        parts += section("What the balancer saw and chose", figures)
+    return parts
+
+
+def wide(text: str) -> str:
+    """A Markdown table as HTML that scrolls by itself where it is too wide."""
+    rows = []
+    for line in text.splitlines():
+        tag = "td" if rows else "th"
+        texts = [f"<{tag}>{escape(cell.strip())}</{tag}>" for cell in line[1:-1].split("|")]
+        rows.append(f"<tr>{''.join(texts)}</tr>")
+    del rows[1]  # the rule under the head
+    return f'<div class="wide" tabindex="0"><table>{"".join(rows)}</table></div>'
+
+
+def section(title: str, figures: Sequence[str]) -> list[str]:
+    """A heading and figures, side by side where there is room."""
+    return [f"<h2>{title}</h2>", f'<div class="grid">{"".join(figures)}</div>'] if figures else []
 
 
 def write_page(path: Path, title: str, parts: Sequence[str]) -> Path:
     """Writes parts of HTML as one page."""
-    head = (f'<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">'
-            f'<title>{escape(title)}</title><style>{STYLE}</style>')
-    body = f'<main><h1>{escape(title)}</h1>{"".join(parts)}</main>'
-    path.write_text(f'<!doctype html><html lang="en"><head>{head}</head><body>{body}</body></html>', encoding="utf-8")
+    path.write_text(PAGE.format(title=escape(title), body="".join(parts)), encoding="utf-8")
     return path
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The command line
+# -- the command line ------------------------------------------------------------------------------
+
 
 def at_least_one(text: str) -> int:
     """A positive integer of the command line."""
@@ -606,45 +707,68 @@ def at_least_one(text: str) -> int:
     return int(text)
 
 
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; `settings` in it are a replay's."""
+    p = Parser(prog="report.py", description=__doc__)
+    p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
+    p.add_argument("--out", type=Path, help="where the page goes (default: the folder of the runs)")
+    p.add_argument("--against", type=Path, metavar="RUN", help="differences to its group, by seed")
+    p.add_argument("--replay", action="store_true", help="take a run's decisions again")
+    for name in ("temperatures", "taus"):
+        kind = functools.partial(grid, name)
+        p.add_argument(f"--{name}", type=kind, help="with --replay, FROM:TO:STEP")
+    for name in ("--n-star", "--queries", "--samples"):
+        p.add_argument(name, type=at_least_one, help="with --replay, instead of the run's")
+    args = p.parse_intermixed_args(argv)
+    names = ("temperatures", "taus", "n_star", "queries", "samples")
+    args.settings = {name: getattr(args, name) for name in names}
+    if any(args.settings.values()) and not args.replay:
+        raise UserError(
+            "--temperatures, --taus, --n-star, --queries, --samples: only with --replay"
+        )
+    if args.replay and (args.against or len(args.runs) > 1):
+        raise UserError("--replay: expected one run, and no --against")
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """python report.py RUN [RUN ...] | --replay RUN"""
-    p = Parser(prog="report.py", description=__doc__)
-    p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run; with --replay, one")
-    p.add_argument("--out", type=Path, help="where the page and figures/ go (default: the run's folder; of several runs, the folder that they share)")
-    p.add_argument("--against", type=Path, metavar="RUN", help="one of the runs: prints the last iterations alone, and their differences to its group, paired by seed")
-    p.add_argument("--replay", action="store_true", help="take the run's balancing decisions again, from the samples it saved")
-    other = p.add_argument_group("with --replay, settings other than the run's own")
-    other.add_argument("--temperatures", type=functools.partial(grid, "temperatures"), help="FROM:TO:STEP, some of those that it sampled at")
-    other.add_argument("--taus", type=functools.partial(grid, "taus"), help="FROM:TO:STEP")
-    other.add_argument("--exact-tau", action="store_true", default=None, help="every observed reward is a threshold, instead of a grid")
-    other.add_argument("--n-star", type=at_least_one, help="n* of Eq. 2")
-    other.add_argument("--queries", type=at_least_one, help="so many of the subset's queries")
-    other.add_argument("--samples", type=at_least_one, help="so many of the K samples a query, in exact expectation over all such subsets")
-    settings = vars(p.parse_intermixed_args(argv))
-    paths, out, replaying, against = (settings.pop(k) for k in ("runs", "out", "replay", "against"))
-    settings = {k: v for k, v in settings.items() if v is not None}
-    if replaying and against:
-        raise UserError("--against: not with --replay")
-    if settings and not replaying or {"taus", "exact_tau"} <= settings.keys():
-        raise UserError(f"--{next(iter(settings)).replace('_', '-')}: only with --replay" if not replaying else "--taus, --exact-tau: expected one of them")
-    runs = [read_run(path) for path in dict.fromkeys(paths)]
-    names = [run.name for run in runs]
-    runs = [run if names.count(run.name) == 1 else run._replace(name=str(run.path)) for run in runs]
-    if against:
-        return print(comparison(runs, against))
-    out = out or (paths[0] if len(runs) == 1 else Path(os.path.commonpath([path.resolve().parent for path in paths])))
+    args = arguments(argv)
+    runs = [read_run(path) for path in dict.fromkeys(args.runs)]
+    if len({run.name for run in runs}) < len(runs):
+        runs = [run._replace(name=str(run.path)) for run in runs]
+    if args.against:
+        print(comparison(runs, args.against))
+        return
+    parents = [run.path.resolve().parent for run in runs]
+    out = args.out or (runs[0].path if len(runs) == 1 else Path(os.path.commonpath(parents)))
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"--out {out}: {e.strerror}") from None
-    if not replaying:
-        warnings = [f"{run.name}, {line}" for run in runs for line in alarms(run.rows, run.ledger)]
-        return print("\n".join([table(runs), "", *warnings, str(report(runs, out))]))
-    if len(runs) > 1 or not runs[0].ledger:
-        raise UserError(f"--replay: expected one run, not {len(runs)}" if len(runs) > 1 else f"--replay {paths[0]}: no decision in its ledger.jsonl")
-    again = replay(runs[0], **settings)
-    same = f"{sum(line == d for d, (line, _) in zip(runs[0].ledger, again))} of {len(again)} decisions equal the ledger's in every field"
-    print("\n".join([replay_table(runs[0], again), "", *([] if settings else [same]), str(replay_report(runs[0], again, out))]))
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}") from None
+    if args.replay:
+        print(replayed(runs[0], args.settings, out))
+        return
+    print(table(runs), end="\n\n")
+    for run in runs:
+        for line in alarms(run.rows, run.ledger):
+            print(f"{run.name}, {line}")
+    print(report(runs, out))
+
+
+def replayed(run: Run, settings: dict, out: Path) -> str:
+    """The decisions taken again, as a table; and in out/replay.html, with surfaces and Fig. 4."""
+    if not run.ledger:
+        raise UserError(f"--replay {run.path}: no decision in its ledger.jsonl")
+    again = replay(run, **settings)
+    lines = [line for line, _ in again]
+    text = decisions_table(lines)
+    figures = fig4_figures(out, "replay", again) + surface_figures(out, "replay", lines)
+    page = write_page(
+        out / "replay.html", f"{run.name}, replayed", [wide(text), *section("Decisions", figures)]
+    )
+    same = sum(map(dict.__eq__, lines, run.ledger))
+    return f"{text}\n\n{same} of {len(again)} decisions equal the ledger's in every field\n{page}"
 
 
 if __name__ == "__main__":
