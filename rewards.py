@@ -1,179 +1,51 @@
-"""Rewards: are the steps right (the process reward model), and Eq. 1; whether the answer is right is grader.py's."""
+"""Rewards: r of every response (Eq. 1), the steps of a solution, and the model that scores them.
+
+queries, responses -> right answer? -> steps -> a score for each step -> r
+
+A reward is one function in `REWARDS`. Whether the answer is right is for grader.py to say.
+"""
+
 from __future__ import annotations
 
+import math
 import re
 import sys
+from bisect import bisect_left
 from pathlib import Path
-from typing import Sequence
+from typing import Callable, NamedTuple
 
 from data import Query, Sample, UserError, hub_reason, micro_batches, progress
 from grader import extract_answer, grade
-from toy import check_toy
+from toy import CHECKERS
+
+# -- the reward ------------------------------------------------------------------------------------
 
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 3. Steps, and the process reward model
-#
-# Text goes between policy and PRM, never token ids, so their tokenizers may differ. A PRM reads
-# query, step, separator, step, separator, ... and says at each separator how likely the steps so far are right.
-
-_FORMULA = (r"\\[$\\](?![\[(])|\$\$(?:(?!\$\$).){0,4000}\$\$|\$[^$\n]+\$|\$(?!<|\d[\d,.]*+(?!\s*[=+\-*/^\\(<>]))[^$]{1,1000}\$|\\\[(?:(?!\\\[).){0,4000}?\\\]|\\\((?:(?!\\\().){0,4000}?\\\)|"
-            r"\\begin\{(\w+\*?)\}(?:(?!\\begin\{\1\}).){0,8000}?\\end\{\1\}|\[asy\](?:(?!\[asy\]).){0,8000}?\[/asy\]")
-_STEP_END = re.compile(rf"{_FORMULA}|(?P<end>\s*\n\s*(?![a-z\s]|\\\[|\\begin|\$\$)|(?<=[.!?])(?= +[A-Z$\\])|(?<=[.!?][$)])(?= +[A-Z$\\])| ;(?= ))",
-                       re.S)
+def answer(queries: list[Query], responses: list[Sample]) -> list[float]:
+    """r = 1[a^ = a*], the first term of Eq. 1 alone   [Sec. 2.3, "w/o RM"]"""
+    return [float(s.correct) for s in responses]
 
 
-def step_ends(text: str) -> list[int]:
-    r"""Where each step of a solution ends: at a new line, at the end of a sentence, or at the toy's " ;", never inside a formula.
+def answer_and_steps(queries: list[Query], responses: list[Sample]) -> list[float]:
+    """r = 1[a^ = a*] + r_prm(x, y^), in [-1, 2]   [Eq. 1, Sec. 2.3]
 
-    A formula is what stands in $, $$, \[ \], \( \), \begin \end or [asy]. A line that goes on with a small letter or a displayed formula is the
-    same step still.
+    >>> answer_and_steps([], [Sample("", "stop", correct=True, r_prm=-0.5)])
+    [0.5]
     """
-    ends = [m.end() for m in _STEP_END.finditer(text) if m["end"] is not None]
-    cuts = [e for a, e in zip([0, *ends], ends) if text[a:e].strip()]
-    last = cuts[-1] if cuts else 0
-    return [*cuts, len(text)] if text[last:].strip() else [*cuts[:-1], len(text)] if cuts else []
+    return [s.correct + s.r_prm for s in responses]
 
 
-def split_steps(text: str) -> list[str]:
-    r"""The steps of a solution, as `step_ends` cuts them, without the white space and " ;" between them   [App. A]
-
-    >>> split_steps("3 boxes hold $1.5. X$ each. So $x = 4.5$.\n#### 4.5")
-    ['3 boxes hold $1.5. X$ each.', 'So $x = 4.5$.', '#### 4.5']
-    >>> split_steps("Cid = Ida * 6 = 5 * 6 = 0 ; # 0")
-    ['Cid = Ida * 6 = 5 * 6 = 0', '# 0']
-    """
-    ends = step_ends(text)
-    return [text[a:e].strip().removesuffix(" ;") for a, e in zip([0, *ends], ends)]
+# name -> r of each response, from pred, correct, steps and r_prm of the Samples
+REWARDS: dict[str, Callable[[list[Query], list[Sample]], list[float]]] = {
+    "answer": answer,
+    "tests": answer,
+    "answer+prm": answer_and_steps,
+    "answer+oracle": answer_and_steps,
+}
 
 
-PRM_FORMATS = ("own", "shepherd", "qwen")
-
-
-class PRM:
-    """A process reward model: p_j = P(steps 1..j are right | query), in [0, 1]   [Sec. 2.3, App. A]
-
-    own       AutoModelForTokenClassification with two labels, 1 = right, read at the end of the separator after each step: what train_prm.py
-              and TRL's PRMTrainer write. `step_separator` and `prompt_template` stand in tokenizer_config.json ("\\n" and "{query}" if not).
-    shepherd  Math-Shepherd's: a causal model whose next token at the tag is + or -.
-    qwen      Qwen2.5-Math-PRM's: a two-class head at <extra_0>, in a chat.
-    """
-
-    def __init__(self, model, tokenizer, kind: str = "own", token_budget: int = 16384):
-        self.model, self.tokenizer, self.kind, self.budget = model.eval(), tokenizer, kind, token_budget
-        self.separator = tokenizer.init_kwargs.get("step_separator", "\n")
-        self.template = tokenizer.init_kwargs.get("prompt_template", "{query}")
-        self.limit = min(getattr(model.config, "max_position_embeddings", 1 << 30), tokenizer.model_max_length)
-
-    @classmethod
-    def load(cls, path: str | Path, kind: str = "own", token_budget: int = 16384) -> "PRM":
-        """A PRM from a folder or the hub, bfloat16 on a GPU; raises UserError where it can't be read or is of another kind"""
-        import torch
-        import transformers
-        maker = {"own": transformers.AutoModelForTokenClassification, "shepherd": transformers.AutoModelForCausalLM, "qwen": _qwen_prm()}[kind]
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(path)
-            model, info = maker.from_pretrained(path, dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32, output_loading_info=True)
-        except Exception as e:  # missing, torn, of an unknown kind: many exception types, one way out
-            raise UserError(f"--prm {path}: {hub_reason(e)}") from None
-        if info["missing_keys"] or kind == "own" and (model.config.num_labels != 2 or not hasattr(model, "score")):  # BERT's and GPT-2's heads have other names
-            raise UserError(f"--prm {path}: it has no two-label head of --prm-format {kind}; the formats are {', '.join(PRM_FORMATS)}")
-        return cls(model, tokenizer, kind, token_budget)
-
-    def encode(self, query: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
-        """ids (L,) of query and steps, and the place of each step's score"""
-        ask = lambda text: self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        if self.kind == "own":
-            ids = [self.tokenizer.bos_token_id] * (self.tokenizer.bos_token_id is not None) + ask(self.template.replace("{query}", query))
-            separator, places = ask(self.separator), []
-            for step in steps:
-                ids = ids + ask(step) + separator
-                places.append(len(ids) - 1)
-            return ids, places
-        tag = {"shepherd": "ки", "qwen": "<extra_0>"}[self.kind]
-        steps = [s.replace(tag, "") for s in steps]
-        if self.kind == "shepherd":
-            text = query.replace(tag, "") + " " + "\n".join(f"Step {j}: {s} {tag}" for j, s in enumerate(steps, 1))
-            ids = self.tokenizer(text)["input_ids"]
-        else:
-            turns = zip(("system", "user", "assistant"), (r"Please reason step by step, and put your final answer within \boxed{}.",
-                                                          query.replace(tag, ""), tag.join([*steps, ""])))
-            ids = self.tokenizer.apply_chat_template([{"role": r, "content": c} for r, c in turns], tokenize=True, return_dict=False)
-        mark = ask(f" {tag}" if self.kind == "shepherd" else tag)[-1]
-        return ids, [i for i, t in enumerate(ids) if t == mark]
-
-    def logits(self, rows: Sequence[Sequence[int]], places: Sequence[Sequence[int]]):
-        """(steps of all rows, 2) for wrong and right; the head runs at the steps' places only, and causal attention needs no mask for padding"""
-        import torch
-        L, dev = max(map(len, rows)), self.model.device
-        ids = torch.tensor([list(r) + [0] * (L - len(r)) for r in rows], device=dev)                # (B, L)
-        row = torch.tensor([b for b, at in enumerate(places) for _ in at], dtype=torch.long, device=dev)
-        column = torch.tensor([i for at in places for i in at], dtype=torch.long, device=dev)
-        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[row, column]   # (steps, width)
-        if self.kind != "shepherd":
-            return self.model.score(hidden).float()
-        signs = [self.tokenizer(f" {sign}", add_special_tokens=False)["input_ids"][-1] for sign in "-+"]
-        return torch.nn.functional.linear(hidden, self.model.get_output_embeddings().weight[signs]).float()
-
-    def score(self, queries: Sequence[str], responses: Sequence[str]) -> list[list[float]]:
-        """Probabilities in [0, 1], one a step of each response; equal pairs are read once, batches are of equal length and a token budget
-
-        What the PRM can't read it does not vouch for: a response without any step is one step of 0, steps beyond the longest
-        input it takes are 0, and so is a score that is not a number (said on stderr).
-        """
-        import torch
-        pairs, found, odd = list(dict.fromkeys(zip(queries, responses, strict=True))), {}, 0
-        inputs = [self.encode(q, split_steps(r)) for q, r in pairs]
-        home, gpu = self.model.device, "cuda" if torch.cuda.is_available() else "cpu"
-        self.model.to(gpu)
-        with torch.inference_mode():
-            for rows, which in micro_batches([(ids[:self.limit], k) for k, (ids, _) in enumerate(inputs) if ids], self.budget):
-                places = [[i for i in inputs[k][1] if i < self.limit] for k in which]
-                p = self.logits(rows, places).softmax(-1)[:, 1].tolist()
-                odd += sum(x != x for x in p)
-                for k, at in zip(which, places):
-                    mine, p = p[:len(at)], p[len(at):]
-                    found[k] = [x if x == x else 0.0 for x in mine] + [0.0] * (len(inputs[k][1]) - len(at)) or [0.0]
-        self.model.to(home)
-        if odd:
-            print(f"PRM: {odd} step scores are not a number and count as 0", file=sys.stderr)
-        scores = {pair: found.get(k, [0.0]) for k, pair in enumerate(pairs)}
-        return [scores[pair] for pair in zip(queries, responses)]
-
-
-def _qwen_prm():
-    import torch
-    from transformers import Qwen2Model, Qwen2PreTrainedModel
-
-    class Qwen2ForProcessRewardModel(Qwen2PreTrainedModel):
-        """The layout of the released weights, so that no code from the hub has to run"""
-        def __init__(self, config):
-            super().__init__(config)
-            self.model, width = Qwen2Model(config), config.hidden_size
-            self.score = torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.ReLU(), torch.nn.Linear(width, 2))
-            self.post_init()
-    return Qwen2ForProcessRewardModel
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# 4. The reward
-
-REWARDS = {"answer": (0.0, 1.0), "tests": (0.0, 1.0), "answer+prm": (-1.0, 2.0), "answer+oracle": (-1.0, 2.0)}   # name -> the least and the greatest r
-
-
-def step_scores(queries: Sequence[str], responses: Sequence[str], reward: str, prm: PRM | None = None) -> list[list[float]]:
-    """The process scores of each response, one in [0, 1] a step; empty lists where the reward has no process part.
-
-    answer+oracle is the toy's exact step checker in the place of a perfect PRM: the ceiling to compare a learned one with.
-    """
-    if reward == "answer+oracle":
-        return [[float(ok) for ok in check_toy(q, r)] for q, r in zip(queries, responses, strict=True)]
-    return prm.score(queries, responses) if reward == "answer+prm" else [[] for _ in responses]
-
-
-def r_prm(steps: Sequence[float]) -> float:
-    """r_prm = 2 min_j p_j - 1, in [-1, 1]: a solution is as good as its worst step   [Sec. 2.3, App. A]
+def r_prm(steps: list[float]) -> float:
+    """r_prm = 2 min_j p_j - 1, in [-1, 1], of the worst step   [Sec. 2.3, App. A]
 
     >>> r_prm([1.0, 0.25, 0.5])
     -0.5
@@ -181,30 +53,319 @@ def r_prm(steps: Sequence[float]) -> float:
     return 2 * min(steps) - 1
 
 
-def combine(correct: bool, steps: Sequence[float]) -> float:
-    """r = 1[a^ = a*] + r_prm(x, y^)   [Eq. 1, Sec. 2.3]; without step scores the first term alone
+def score(
+    queries: list[Query],
+    groups: list[list[Sample]],
+    task: str,
+    reward: str,
+    prm: PRM | None = None,
+    desc: str = "score",
+) -> None:
+    """Fills pred, correct, sound, steps, r_prm and reward of every sample   [Sec. 2.3]
 
-    >>> combine(True, []), combine(True, [0.9, 0.5]), combine(False, [0.9, 0.5])
-    (1.0, 1.0, 0.0)
+    groups  one list of samples a query
+    task    says how an answer is read, and how its steps are checked where that can be exact
+    reward  a name of `REWARDS`
     """
-    return float(correct) + (r_prm(steps) if steps else 0.0)
-
-
-def score(queries: Sequence[Query], groups: Sequence[Sequence[Sample]], cfg, prm: PRM | None = None, desc: str = "score") -> None:
-    """Fills pred, correct, sound, steps, r_prm and reward of every sample (Eq. 1); a cut-off response keeps r = -inf.   [Sec. 2.3]"""
-    flat = [(q, s) for q, g in zip(queries, groups, strict=True) for s in g]
-    bar = progress(len(flat), desc)
-    for k in range(0, len(flat), 10_000):
-        part = flat[k:k + 10_000]
-        questions, responses = [q.text for q, _ in part], [s.response for _, s in part]
-        correct = grade(responses, [q.gold for q, _ in part], cfg.task, questions)
-        steps = step_scores(questions, responses, cfg.reward, prm)
-        for (q, s), ok, p in zip(part, correct, steps, strict=True):
-            s.pred, s.correct, s.steps = extract_answer(s.response, cfg.task), ok, p
-            s.r_prm = r_prm(p) if p else None
-            if cfg.task == "toy":
-                s.sound = ok and all(check_toy(q.text, s.response))
-            if s.finish_reason == "stop":
-                s.reward = combine(ok, p)
+    asked, responses = [], []
+    for query, group in zip(queries, groups, strict=True):
+        asked += [query] * len(group)
+        responses += group
+    bar = progress(len(responses), desc)
+    for k in range(0, len(responses), 10_000):
+        part = responses[k : k + 10_000]
+        judge(asked[k : k + 10_000], part, task, reward, prm)
         bar.update(len(part))
     bar.close()
+
+
+def judge(
+    queries: list[Query], responses: list[Sample], task: str, reward: str, prm: PRM | None
+) -> None:
+    """`score` on one flat part: a query for each response. A cut-off response keeps r = -inf."""
+    texts = [s.response for s in responses]
+    golds = [q.gold for q in queries]
+    questions = [q.text for q in queries]
+    correct = grade(texts, golds, task, questions)
+    steps = step_scores(questions, texts, task, reward, prm)
+    check = CHECKERS.get(task)
+    for s, question, ok, p in zip(responses, questions, correct, steps, strict=True):
+        s.pred = extract_answer(s.response, task)
+        s.correct = ok
+        s.steps = p
+        s.r_prm = r_prm(p) if p else None
+        if check:
+            s.sound = ok and all(check(question, s.response))
+
+    r = REWARDS[reward](queries, responses)
+    for s, value in zip(responses, r, strict=True):
+        if s.finish_reason == "stop":
+            s.reward = value
+
+
+def step_scores(
+    questions: list[str], texts: list[str], task: str, reward: str, prm: PRM | None
+) -> list[list[float]]:
+    """The process scores of each response, one in [0, 1] a step; empty lists where there are none.
+
+    answer+oracle puts the toy's exact step checker in the place of a perfect PRM: the ceiling to
+    compare a learned one with.
+    """
+    if prm is not None:
+        return prm.score(questions, texts)
+    if reward != "answer+oracle":
+        return [[] for _ in texts]
+    verdicts = map(CHECKERS[task], questions, texts)
+    return [list(map(float, right)) for right in verdicts]
+
+
+# -- steps -----------------------------------------------------------------------------------------
+
+# A step never ends inside one of these. Lengths are bounded, so that an opening alone costs little.
+FORMULAS = [
+    r"\\[$\\](?![\[(])",  # no formula: an escaped dollar, a line break
+    r"\$\$(?:(?!\$\$).){0,4000}\$\$",
+    r"\$[^$\n]+\$",
+    # over several lines only where no amount of money opens it
+    r"\$(?!<|\d[\d,.]*+(?!\s*[=+\-*/^\\(<>]))[^$]{1,1000}\$",
+    r"\\\[(?:(?!\\\[).){0,4000}?\\\]",
+    r"\\\((?:(?!\\\().){0,4000}?\\\)",
+    r"\\begin\{(\w+\*?)\}(?:(?!\\begin\{\1\}).){0,8000}?\\end\{\1\}",
+    r"\[asy\](?:(?!\[asy\]).){0,8000}?\[/asy\]",
+]
+ENDS = [
+    # a new line, unless a small letter or a displayed formula goes on with the sentence
+    r"\s*\n\s*(?![a-z\s]|\\\[|\\begin|\$\$)",
+    r"(?<=[.!?])(?= +[A-Z$\\])",
+    r"(?<=[.!?][$)])(?= +[A-Z$\\])",
+    r" ;(?= )",  # the toys'
+]
+STEP_END = re.compile(f"{'|'.join(FORMULAS)}|(?P<end>{'|'.join(ENDS)})", re.S)
+
+
+def step_ends(text: str) -> list[int]:
+    r"""Where each step of a solution ends: a new line, a sentence's end, the toys' " ;"   [App. A]
+
+    A formula ($, $$, \[ \], \( \), \begin \end, [asy]) is never cut; the last step ends the text.
+    """
+    cuts, start = [], 0
+    for match in STEP_END.finditer(text):
+        if match["end"] is not None:
+            if text[start : match.end()].strip():
+                cuts.append(match.end())
+            start = match.end()
+    last = cuts[-1] if cuts else 0
+    if text[last:].strip():
+        cuts.append(len(text))
+    elif cuts:
+        cuts[-1] = len(text)
+    return cuts
+
+
+def split_steps(text: str) -> list[str]:
+    r"""The steps of a solution, without the white space and " ;" between them   [App. A]
+
+    >>> split_steps("3 boxes hold $1.5. X$ each. So $x = 4.5$.\n#### 4.5")
+    ['3 boxes hold $1.5. X$ each.', 'So $x = 4.5$.', '#### 4.5']
+    >>> split_steps("Cid = Ida * 6 = 5 * 6 = 0 ; # 0")
+    ['Cid = Ida * 6 = 5 * 6 = 0', '# 0']
+    """
+    ends = step_ends(text)
+    return [text[a:b].strip().removesuffix(" ;") for a, b in zip([0, *ends], ends)]
+
+
+# -- the process reward model ----------------------------------------------------------------------
+#
+# Text goes between policy and PRM, never token ids, so their tokenizers may differ. A format says
+# how a solution becomes the PRM's input: its ids, and the place of each step's score among them.
+
+
+def tokens(tokenizer, text: str) -> list[int]:
+    """The ids of a text alone."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def own_input(tokenizer, query: str, steps: list[str]) -> tuple[list[int], list[int]]:
+    """train_prm.py's and TRL's: a separator after each step, the score at its last token.
+
+    `step_separator` and `prompt_template` stand in tokenizer_config.json.
+    """
+    template = tokenizer.init_kwargs.get("prompt_template", "{query}")
+    separator = tokens(tokenizer, tokenizer.init_kwargs.get("step_separator", "\n"))
+    ids = tokens(tokenizer, template.replace("{query}", query))
+    if tokenizer.bos_token_id is not None:
+        ids.insert(0, tokenizer.bos_token_id)
+    places = []
+    for step in steps:
+        ids += tokens(tokenizer, step) + separator
+        places.append(len(ids) - 1)
+    return ids, places
+
+
+def shepherd_input(tokenizer, query: str, steps: list[str]) -> tuple[list[int], list[int]]:
+    """Math-Shepherd's: numbered lines, the score at the tag after each."""
+    tag = "ки"
+    query, *steps = [text.replace(tag, "") for text in (query, *steps)]
+    lines = [f"Step {j}: {step} {tag}" for j, step in enumerate(steps, 1)]
+    ids = tokenizer(query + " " + "\n".join(lines))["input_ids"]
+    mark = tokens(tokenizer, f" {tag}")[-1]
+    return ids, [i for i, token in enumerate(ids) if token == mark]
+
+
+def qwen_input(tokenizer, query: str, steps: list[str]) -> tuple[list[int], list[int]]:
+    """Qwen2.5-Math-PRM's: a chat, the score at the tag after each step."""
+    tag = "<extra_0>"
+    query, *steps = [text.replace(tag, "") for text in (query, *steps)]
+    system = r"Please reason step by step, and put your final answer within \boxed{}."
+    chat = [
+        {"role": "system", "content": system},
+        {"role": "user", "content": query},
+        {"role": "assistant", "content": tag.join([*steps, ""])},
+    ]
+    ids = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False)
+    mark = tokens(tokenizer, tag)[-1]
+    return ids, [i for i, token in enumerate(ids) if token == mark]
+
+
+def two_labels(model, tokenizer, hidden):
+    """The model's own head: label 1 is right."""
+    return model.score(hidden)
+
+
+def two_signs(model, tokenizer, hidden):
+    """The next token's logits of - and +."""
+    import torch
+
+    signs = [tokens(tokenizer, f" {sign}")[-1] for sign in "-+"]
+    return torch.nn.functional.linear(hidden, model.get_output_embeddings().weight[signs])
+
+
+def token_classifier():
+    import transformers
+
+    return transformers.AutoModelForTokenClassification
+
+
+def causal_model():
+    import transformers
+
+    return transformers.AutoModelForCausalLM
+
+
+def qwen_model():
+    """The layout of the released weights, so that no code from the hub has to run."""
+    import torch
+    from transformers import Qwen2Model, Qwen2PreTrainedModel
+
+    class Qwen2ForProcessRewardModel(Qwen2PreTrainedModel):
+        def __init__(self, config):
+            super().__init__(config)
+            width = config.hidden_size
+            first, last = torch.nn.Linear(width, width), torch.nn.Linear(width, 2)
+            self.model = Qwen2Model(config)
+            self.score = torch.nn.Sequential(first, torch.nn.ReLU(), last)
+            self.post_init()
+
+    return Qwen2ForProcessRewardModel
+
+
+class Format(NamedTuple):
+    model_class: Callable  # () -> what loads the weights
+    encode: Callable  # (tokenizer, query, steps) -> ids (L,), places (steps,)
+    head: Callable  # (model, tokenizer, hidden (steps, width)) -> logits (steps, 2)
+
+
+PRM_FORMATS = {
+    "own": Format(token_classifier, own_input, two_labels),
+    "shepherd": Format(causal_model, shepherd_input, two_signs),
+    "qwen": Format(qwen_model, qwen_input, two_labels),
+}
+
+
+class PRM:
+    """A process reward model: p_j = P(steps 1..j are right | query)   [Sec. 2.3, App. A]"""
+
+    def __init__(self, model, tokenizer, kind: str = "own", token_budget: int = 16384):
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.format = PRM_FORMATS[kind]
+        self.budget = token_budget
+        longest = getattr(model.config, "max_position_embeddings", 1 << 30)
+        self.limit = min(longest, tokenizer.model_max_length)
+
+    @classmethod
+    def load(cls, path: str | Path, kind: str = "own", token_budget: int = 16384) -> PRM:
+        """A PRM from a folder or the hub, bfloat16 on a GPU; raises UserError where it is none."""
+        import torch
+        import transformers
+
+        dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+        maker = PRM_FORMATS[kind].model_class()
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+            model, info = maker.from_pretrained(path, dtype=dtype, output_loading_info=True)
+        except Exception as e:  # missing, torn, of an unknown kind: a dozen exception types
+            raise UserError(f"--prm {path}: {hub_reason(e)}") from None
+        # BERT, which looks ahead, and GPT-2 call their heads otherwise
+        no_score = kind == "own" and (model.config.num_labels != 2 or not hasattr(model, "score"))
+        if info["missing_keys"] or no_score:
+            known = ", ".join(PRM_FORMATS)
+            reason = f"it has no two-label head of --prm-format {kind}; the formats are {known}"
+            raise UserError(f"--prm {path}: {reason}")
+        return cls(model, tokenizer, kind, token_budget)
+
+    def encode(self, query: str, steps: list[str]) -> tuple[list[int], list[int]]:
+        """ids (L,) of query and steps, and the place of each step's score."""
+        return self.format.encode(self.tokenizer, query, steps)
+
+    def logits(self, rows: list[list[int]], places: list[list[int]]):
+        """(steps of all rows, 2) for wrong and right, float32.
+
+        The head runs at the steps' places only; causal attention needs no mask for padding.
+        """
+        import torch
+
+        L, device = max(map(len, rows)), self.model.device
+        ids = torch.tensor([row + [0] * (L - len(row)) for row in rows], device=device)  # (B, L)
+        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        at = [hidden[b, places[b]] for b in range(len(rows))]  # (steps of a row, width) each
+        return self.format.head(self.model, self.tokenizer, torch.cat(at)).float()
+
+    def score(self, queries: list[str], responses: list[str]) -> list[list[float]]:
+        """Probabilities in [0, 1], one a step of each response; equal pairs are read once.
+
+        What the PRM can't read it does not vouch for: a response without any step is one step of 0,
+        steps beyond the longest input it takes are 0, and so is a score that is not a number.
+        """
+        import torch
+
+        pairs = list(dict.fromkeys(zip(queries, responses, strict=True)))
+        inputs = [self.encode(query, split_steps(response)) for query, response in pairs]
+        home = self.model.device
+        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        with torch.inference_mode():
+            scores = self.read(inputs)
+        self.model.to(home)
+        of_pair = dict(zip(pairs, scores))
+        return [of_pair[pair] for pair in zip(queries, responses)]
+
+    def read(self, inputs: list[tuple[list[int], list[int]]]) -> list[list[float]]:
+        """Step scores of (ids, places), in batches of like length within the token budget."""
+        scores = [[0.0] * max(1, len(places)) for _, places in inputs]
+        rows = [(ids[: self.limit], k) for k, (ids, _) in enumerate(inputs) if ids]
+        odd = 0
+        for batch, which in micro_batches(rows, self.budget):
+            places = []
+            for k in which:
+                places.append(inputs[k][1][: bisect_left(inputs[k][1], self.limit)])
+            p = iter(self.logits(batch, places).softmax(-1)[:, 1].tolist())
+            for k, at in zip(which, places):
+                for j in range(len(at)):
+                    value = next(p)
+                    if math.isnan(value):
+                        odd += 1
+                    else:
+                        scores[k][j] = value
+        if odd:
+            print(f"PRM: {odd} step scores are not a number and count as 0", file=sys.stderr)
+        return scores

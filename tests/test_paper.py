@@ -11,6 +11,7 @@ import pytest
 import metrics
 import rewards
 from config import parse_config
+from data import Sample
 
 README = (Path(metrics.__file__).parent / "README.md").read_text(encoding="utf-8")
 MAP = re.findall(r"^\| ([^|]+) \| `(\w+)\.py:(\w+)` \|", README, re.M)
@@ -52,9 +53,11 @@ def test_grids_of_appendix_c():
 
 
 def test_reward_range_of_eq_1():
-    assert rewards.combine(True, [1.0]) == 2
-    assert rewards.combine(False, [0.0]) == -1
-    assert rewards.combine(True, [0.5, 0.0]) == 0
+    samples = []
+    for correct, steps in ((True, [1.0]), (False, [0.0]), (True, [0.5, 0.0])):
+        r_prm = rewards.r_prm(steps)
+        samples.append(Sample("", "stop", correct=correct, r_prm=r_prm))
+    assert rewards.answer_and_steps([], samples) == [2, -1, 0]
 
 
 def test_the_map_is_there():

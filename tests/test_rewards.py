@@ -1,0 +1,333 @@
+"""Eq. 1 and its table, the steps of a solution, and process scores in three layouts."""
+
+import math
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+import data
+import rewards
+import toy
+from data import Query, Sample, UserError
+from rewards import PRM, split_steps, step_ends
+
+ROWS = Path(rewards.__file__).parent.parent / "shared" / "data"
+STORY = "Ann has 4 . Bob has Ann times 3 . Cid has Ann plus Bob . Cid ?"
+STEP = "Bob = Ann * 3 = 4 * 3 = 2"
+
+
+def solutions_of(name):
+    if not (ROWS / name).exists():
+        pytest.skip(f"no {name}: the real rows are not here")
+    rows = [row for _, row in data.read_rows(str(ROWS / name))]
+    return [row.get("solution") or row["answer"] for row in rows]
+
+
+def stories(n):
+    queries = toy.story_texts(4, n)
+    return [q.text for q in queries], [q.solution for q in queries]
+
+
+# -- the reward ------------------------------------------------------------------------------------
+
+
+def a_group():
+    right = "Bob = Ann * 3 = 4 * 3 = 2 ; # 2"
+    lucky = "Bob = Ann * 3 = 4 * 3 = 1 ; # 2"
+    group = [Sample(text, "stop") for text in (right, lucky, "# 1")]
+    return [Query("0", "Ann has 4 . Bob has Ann times 3 . Bob ?", "2")], [
+        *group,
+        Sample(right, "length"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "reward, r", [("answer", [1, 1, 0, -math.inf]), ("answer+oracle", [2, 0, -1, -math.inf])]
+)
+def test_score_fills_eq_1_and_never_rewards_a_cut_off_response(reward, r):
+    queries, group = a_group()
+    rewards.score(queries, [group], "toy", reward)
+    assert [s.reward for s in group] == r
+    assert [s.correct for s in group] == [True, True, False, True]
+    assert [s.sound for s in group] == [True, False, False, True]
+    assert [s.pred for s in group] == ["2", "2", "1", "2"]
+
+
+class Half:
+    """A PRM that is half sure of every step."""
+
+    def score(self, questions, texts):
+        return [[0.5] * max(1, len(split_steps(text))) for text in texts]
+
+
+def test_eq_1_with_a_prm():
+    queries, group = a_group()
+    rewards.score(queries, [group], "toy", "answer+prm", Half())
+    assert [s.r_prm for s in group] == [0.0] * 4 and [len(s.steps) for s in group] == [2, 2, 1, 2]
+    assert [s.reward for s in group] == [1, 1, 0, -math.inf]
+
+
+def test_a_fork_is_one_function_in_the_table(monkeypatch):
+    def short(queries, responses):
+        return [s.correct - len(s.response.split()) / 100 for s in responses]
+
+    monkeypatch.setitem(rewards.REWARDS, "short", short)
+    queries, group = a_group()
+    rewards.score(queries, [group], "toy", "short")
+    assert [s.reward for s in group] == [1 - 0.14, 1 - 0.14, -0.02, -math.inf]
+
+
+def test_nothing_to_score():
+    rewards.score([], [], "toy", "answer")
+    rewards.score([Query("0", STORY, "1")], [[]], "toy", "answer+oracle")
+
+
+# -- steps -----------------------------------------------------------------------------------------
+
+CASES = [
+    ("", []),
+    (" \n ", []),
+    ("# 5", ["# 5"]),
+    ("a ; # 5", ["a", "# 5"]),
+    ("a ; ; b", ["a", ";", "b"]),
+    ("a ;", ["a"]),
+    (
+        "He pays $3. X$ now. So $x=2.$ Then 3.5 is it.\n#### 3.5",
+        ["He pays $3. X$ now.", "So $x=2.$", "Then 3.5 is it.", "#### 3.5"],
+    ),
+    (
+        "We have\n\\[x = 1.\\]\nwhere y is 2.\n\nThus \\[a. B\\] holds.",
+        ["We have\n\\[x = 1.\\]\nwhere y is 2.", "Thus \\[a. B\\] holds."],
+    ),
+    ("It costs $3.\nHe has $5.", ["It costs $3.", "He has $5."]),
+    (
+        "\\begin{align*}\nA &= 1. \\\\\nB &= 2.\n\\end{align*}\nSo A.",
+        ["\\begin{align*}\nA &= 1. \\\\\nB &= 2.\n\\end{align*}", "So A."],
+    ),
+]
+
+
+@pytest.mark.parametrize("text, steps", CASES)
+def test_steps(text, steps):
+    assert split_steps(text) == steps
+    assert not steps or step_ends(text)[-1] == len(text)
+
+
+def test_the_toys_checker_and_the_prm_count_the_same_steps():
+    rng = random.Random(0)
+    for _ in range(300):
+        text = " ".join(rng.choices([";", "#", "5", STEP, "Ann"], k=rng.randint(1, 8)))
+        if not text.endswith(";"):
+            assert len(split_steps(text)) == len(toy.CHECKERS["toy"](STORY, text)), text
+
+
+def torn(step):
+    """True if a formula opens in a step and does not close."""
+    bare = step.replace("\\\\", "").replace("\\$", "")
+    pairs = (("\\[", "\\]"), ("\\begin{", "\\end{"))
+    return bare.count("$") % 2 == 1 or any(bare.count(a) != bare.count(b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", ["math/train.jsonl.gz", "gsm8k/train.jsonl.gz"])
+def test_no_step_of_a_real_solution_ends_inside_a_formula(name):
+    counts, n_torn = [], 0
+    for text in solutions_of(name):
+        steps = split_steps(text)
+        counts.append(len(steps))
+        assert "".join("".join(steps).split()) == "".join(text.split())  # nothing lost
+        if "math" in name:
+            n_torn += sum(map(torn, steps))
+        else:
+            assert steps[-1].startswith("####")
+    # 8 of 30,000 in MATH: an amount of money in a formula, $$ for $ $
+    assert n_torn <= 10 and 3 < np.mean(counts) < 7
+
+
+HOSTILE = ["\\[", "$", "\\begin{a}", "\n", ". A", "[asy]"]
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+def test_hostile_texts_take_no_time(piece):
+    start = time.perf_counter()
+    split_steps(piece * (400_000 // len(piece)))
+    assert time.perf_counter() - start < 10
+
+
+# -- the three layouts -----------------------------------------------------------------------------
+
+
+def words(folder, more=(), **kwargs):
+    """A word-level tokenizer of the toy's words and `more`; what it doesn't know is <unk>."""
+    vocabulary = dict.fromkeys(["<pad>", "<s>", "</s>", "<unk>", *toy.STORY_WORDS, *more])
+    ids = {word: i for i, word in enumerate(vocabulary)}
+    raw = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = dict(pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, **special, **kwargs)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+SHAPE = dict(
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    max_position_embeddings=200,
+    initializer_range=0.5,
+)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A folder as TRL's PRMTrainer leaves it: two labels, nothing of ours in tokenizer_config."""
+    folder = tmp_path_factory.mktemp("own")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(vocab_size=len(words(folder)), num_labels=2, **SHAPE)
+    transformers.LlamaForTokenClassification(config).save_pretrained(folder)
+    return folder
+
+
+def assert_scores(prm, reference, n=30):
+    """reference(query, steps) -> one score a step, from a whole forward pass without padding."""
+    queries, responses = stories(n)
+    queries, responses = queries + queries[:5], responses + responses[:5]
+    scores = prm.score(queries, responses)
+    assert len(scores) == len(queries)
+    for query, response, steps in zip(queries, responses, scores):
+        with torch.no_grad():
+            expected = reference(query, split_steps(response)).tolist()
+        assert steps == pytest.approx(expected, abs=1e-5)
+        assert len(steps) == len(split_steps(response)) and all(0 <= p <= 1 for p in steps)
+
+
+def test_scores_are_those_of_a_plain_two_label_model_read_one_by_one(own):
+    """Padding, sorting, batches and shared pairs change nothing; the reference is in float64."""
+    prm = PRM.load(own, token_budget=150)
+    auto = transformers.AutoModelForTokenClassification
+    plain = auto.from_pretrained(own, dtype=torch.float64)
+
+    def reference(query, steps):
+        ids, places = prm.encode(query, steps)
+        return plain(torch.tensor([ids])).logits[0, places].softmax(-1)[:, 1]
+
+    assert_scores(prm, reference)
+
+
+def test_input_is_the_one_trl_trains_on(own, tmp_path):
+    """Beginning of text, prompt, then each step's ids and the separator's, labelled at its last."""
+    tokenizer = words(tmp_path, ["@"])
+    tokenizer.init_kwargs["step_separator"] = "@"
+    steps = [STEP, "# 0"]
+    ids = [tokenizer.bos_token_id, *rewards.tokens(tokenizer, STORY)]
+    labels = [-100] * len(ids)
+    for step in steps:
+        whole = rewards.tokens(tokenizer, step) + rewards.tokens(tokenizer, "@")
+        ids += whole
+        labels += [-100] * (len(whole) - 1) + [1]
+    got, places = PRM(PRM.load(own).model, tokenizer).encode(STORY, steps)
+    assert got == ids and places == [i for i, label in enumerate(labels) if label == 1]
+
+
+def test_shepherds_layout(tmp_path):
+    """A causal model whose logits of + and - at each tag are the score."""
+    torch.manual_seed(1)
+    tokenizer = words(tmp_path, ["ки", "+", "-", "Step", "1:", "2:", "3:", "4:"])
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(vocab_size=len(tokenizer), **SHAPE)
+    )
+    model.save_pretrained(tmp_path)
+
+    def reference(query, steps):
+        lines = [f"Step {j}: {step} ки" for j, step in enumerate(steps, 1)]
+        ids = torch.tensor([tokenizer(query + " " + "\n".join(lines))["input_ids"]])
+        tag, plus, minus = tokenizer.convert_tokens_to_ids(["ки", "+", "-"])
+        return model(ids).logits[0, :, [plus, minus]].softmax(-1)[:, 0][ids[0] == tag]
+
+    assert_scores(PRM.load(tmp_path, "shepherd"), reference, 6)
+
+
+def test_qwens_layout(tmp_path):
+    """Weights named model.* and score.{0,2}.*, a chat, a two-class softmax at <extra_0>."""
+    from safetensors.torch import save_file
+
+    torch.manual_seed(2)
+    template = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }}\n{% endfor %}"
+    special = ["<extra_0>"]
+    tokenizer = words(tmp_path, special, chat_template=template, additional_special_tokens=special)
+    config = transformers.Qwen2Config(vocab_size=len(tokenizer), **SHAPE)
+    body = transformers.Qwen2Model(config)
+    head = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.ReLU(), torch.nn.Linear(16, 2))
+    transformers.Qwen2ForCausalLM(config).save_pretrained(tmp_path)  # for its config.json
+    weights = {f"model.{name}": value for name, value in body.state_dict().items()}
+    weights |= {f"score.{name}": value for name, value in head.state_dict().items()}
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    prm = PRM.load(tmp_path, "qwen")
+    tokenizer = prm.tokenizer  # what transformers makes of the folder, as a Qwen2 tokenizer
+
+    def reference(query, steps):
+        system = r"Please reason step by step, and put your final answer within \boxed{}."
+        turn = "".join(f"{step}<extra_0>" for step in steps)
+        text = f"system {system}\nuser {query}\nassistant {turn}\n"
+        ids = torch.tensor([rewards.tokens(tokenizer, text)])
+        at = ids[0] == tokenizer.convert_tokens_to_ids("<extra_0>")
+        return head(body(ids).last_hidden_state[0])[at].softmax(-1)[:, 1]
+
+    assert_scores(prm, reference, 6)
+
+
+def test_what_cannot_be_read_is_not_vouched_for(own, capsys):
+    prm = PRM.load(own)
+    assert prm.score([STORY] * 3, ["", " \n", "# 0"])[:2] == [[0.0], [0.0]]  # no step
+    [long, short] = prm.score([STORY, STORY], [" ; ".join([STEP] * 40), "# 0"])
+    assert len(long) == 40 and long[0] > 0 and long[-1] == 0.0
+    assert short == pytest.approx(prm.score([STORY], ["# 0"])[0], abs=1e-6)
+    assert prm.score([STORY * 20], ["a ; b"]) == [[0.0, 0.0]]  # the question alone is too long
+    assert "not a number" not in capsys.readouterr().err
+    with torch.no_grad():
+        prm.model.score.weight[:] = float("nan")
+    assert prm.score([STORY], ["# 0 ; # 1"]) == [[0.0, 0.0]]
+    assert "2 step scores are not a number" in capsys.readouterr().err
+
+
+def test_a_prm_need_not_share_the_policys_tokenizer(tmp_path):
+    """Text goes between them: a PRM of characters reads the toy's words."""
+    characters = sorted({"\n", *map(chr, range(32, 127))})
+    raw = Tokenizer(models.BPE({c: i for i, c in enumerate(characters)}, []))
+    transformers.PreTrainedTokenizerFast(tokenizer_object=raw).save_pretrained(tmp_path)
+    config = transformers.LlamaConfig(vocab_size=100, num_labels=2, **SHAPE)
+    transformers.LlamaForTokenClassification(config).save_pretrained(tmp_path)
+    queries, responses = stories(4)
+    scores = PRM.load(tmp_path).score(queries, responses)
+    assert [len(s) for s in scores] == [len(split_steps(r)) for r in responses]
+
+
+@pytest.mark.parametrize(
+    "folder, kind",
+    [
+        ("none", "own"),
+        ("causal", "own"),
+        ("causal", "qwen"),
+        ("own", "qwen"),
+        ("own", "shepherd"),
+        ("bert", "own"),
+    ],
+)
+def test_a_folder_that_is_no_prm(own, tmp_path, folder, kind):
+    toy.make_tiny_llama(tmp_path / "causal", toy.STORY_WORDS, 0)
+    words(tmp_path / "bert")  # two labels, but it sees what comes later, padding too
+    config = transformers.BertConfig(
+        vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=2
+    )
+    transformers.BertForTokenClassification(config).save_pretrained(tmp_path / "bert")
+    path = own if folder == "own" else tmp_path / folder
+    with pytest.raises(UserError, match="--prm") as e:
+        PRM.load(path, kind)
+    assert "\n" not in str(e.value)
