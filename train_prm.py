@@ -1,21 +1,22 @@
-"""The process reward model: annotate steps by completing them, train, evaluate   [Sec. 2.3, App. A; Math-Shepherd, Wang et al. 2024b]
+"""The process reward model: annotate steps by completing them, train, evaluate   [Sec. 2.3, App. A]
 
-    python train_prm.py                                 the toy's, in a few minutes; `python bstar.py` does this itself when there is none
+    python train_prm.py                                  the toy's; `python bstar.py` makes it, too
     python train_prm.py --task gsm8k --model DIR --train-file train.jsonl --test-file test.jsonl
-    python train_prm.py --task math --annotations peiyi9979/Math-Shepherd          ready labels: Math-Shepherd's, PRM800K's or ours
+    python train_prm.py --task math --annotations peiyi9979/Math-Shepherd         ready labels
 
-    queries -> [SFT's first epoch] 15 solutions each -> steps -> [SFT's last epoch] 8 completions of every prefix -> labels -> PRM
+queries -> solutions -> steps -> completions of every prefix -> labels -> PRM
 
-A step is good if a completion of the solution up to it reaches the gold answer (`--labels hard`), or by the share that do (`soft`).
-Solutions that share a prefix share its completions. A prefix that no completion saves is lost, and all that follows it with it:
-nothing of it is completed again, all its labels are 0. A whole solution needs no completion: it is right or not.
+A step is good if a completion of the solution up to it reaches the gold answer (--labels hard), or
+by the share that do (soft). Solutions that share a prefix share its completions. A prefix that no
+completion saves is lost, and so is all behind it: none of it is completed, all its labels are 0.
 
-It is written to the folder that `--out` names: a model for AutoModelForTokenClassification, annotations.jsonl.gz (one solution a line,
-in the layout of TRL's PRMTrainer: prompt, completions, labels), prm.json (what was measured). Whoever kills it starts the same command again.
+--out gets prm/ (for AutoModelForTokenClassification), annotations.jsonl.gz (in the layout of TRL's
+PRMTrainer) and prm.json (what was measured). Whoever kills it starts the same command again.
 """
+
 from __future__ import annotations
 
-import dataclasses
+import functools
 import gzip
 import hashlib
 import json
@@ -25,320 +26,480 @@ import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, Iterator, NamedTuple, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 import config
 import data
-import engine
 import metrics
 import rewards
 import runs
 import trainer
-from config import Config
+from config import Config, opt
 from data import Query, UserError
-from engine import Job
 from rewards import PRM
 from runs import Setup
-from toy import check_toy
+from toy import CHECKERS
 
 
 @dataclass
 class PRMConfig(Config):
     """The PRM's settings, beside those that it shares with the run   [App. A]"""
-    labels: str = "hard"                   # hard: any completion is right | soft: the share that is
-    annotations: str = ""                  # ready labels instead of ours: a file or hub name, Math-Shepherd's or PRM800K's layout or ours
-    prm_queries: int = 0                   # training questions to annotate; 0 = all
-    solutions: int = 15                    # sampled a question, by each solver
-    completions: int = 8                   # of every step's prefix, by the SFT model of the last epoch
-    prm_epochs: int = 2                    # over the annotated solutions
-    prm_lr: float = 2e-6                   # peak learning rate
-    solvers: str = "first"                 # first | all: the SFT checkpoints that solve the questions; the last one always completes
-    separator: str = "\n"                  # what stands after each step in the PRM's input; kept in its tokenizer's config
+
+    labels: str = opt(
+        "hard", "any completion is right, or the share that is", one_of=("hard", "soft")
+    )
+    annotations: str = opt("", "ready labels: file or hub name, Math-Shepherd's, PRM800K's or ours")
+    prm_queries: int = opt(0, "training questions to annotate; 0: all", low=0)
+    solutions: int = opt(15, "sampled a question, by each solver", low=1)
+    completions: int = opt(8, "of every step's prefix, by the last epoch's SFT model", low=1)
+    prm_epochs: int = opt(2, "over the annotated solutions", low=1)
+    prm_lr: float = opt(2e-6, "peak learning rate", low=1e-12)
+    solvers: str = opt("first", "SFT checkpoints that solve questions", one_of=("first", "all"))
+    separator: str = opt("\n", "what stands after each step in the PRM's input")
 
 
-# the toy's first checkpoint hardly ever solves a story in earnest: a PRM that has seen its solutions alone calls every sound end unlikely
+# A toy's first checkpoint hardly ever solves a question in earnest, and a PRM that has seen its
+# solutions alone calls every sound end unlikely: so all checkpoints solve.
 TOY = dict(solvers="all", prm_queries=2000, solutions=2, completions=4, prm_lr=2e-3, separator=";")
-PRESETS = {**config.PRESETS, "toy": {**config.PRESETS["toy"], **TOY}}
-OF_THE_LOOP = ("method reward prm prm_format offload_optimizer num_iters queries_per_iter K steps_per_iter lr tau temperatures taus balance_queries eval_queries "
-               "eval_samples S").split()
+PRESETS = dict(config.PRESETS)
+for task in CHECKERS:
+    PRESETS[task] = {**config.PRESETS[task], **TOY}
+
+# no flags here
+OF_THE_LOOP = """method reward prm prm_format offload_optimizer num_iters queries_per_iter K
+steps_per_iter lr tau temperatures taus balance_queries eval_queries eval_samples S""".split()
+# of the others, what the PRM depends on beside its own settings
+SHARED = """seed task temperature max_tokens max_length batch_size token_budget warmup clip chat
+optim""".split()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Annotate
+# -- annotate --------------------------------------------------------------------------------------
+
 
 class Prefix(NamedTuple):
     """The first steps of a solution: what the completer goes on from."""
+
     query: Query
     text: str
 
 
-def annotate(have: Setup, starts: Sequence[Path | str], queries: list[Query], cfg: PRMConfig, out: Path) -> list[dict]:
-    """Solutions with the share of right completions after each step; annotations.jsonl.gz and what was saved go to `out`   [App. A]
+def annotate(
+    setup: Setup, starts: list, queries: list[Query], cfg: PRMConfig, out: Path
+) -> list[dict]:
+    """Solutions with the share of right completions after each step   [App. A]
 
+    starts   the SFT checkpoints: the first or all of them solve, the last one completes
     returns  rows {query, prompt, completions (the steps), share (a step), labels (hard), correct}
     """
     path = out / "annotations.jsonl.gz"
     if path.exists():
         return [row for _, row in data.read_rows(str(path))]
-    T = cfg.temperature or 1.0
-    found: dict[tuple[Query, str], None] = {}
-    for i, start in enumerate(starts if cfg.solvers == "all" else starts[:1]):
-        [groups] = engine.sample(have.engine, trainer.load_policy(cfg, start), [Job(f"solutions{i}", queries, cfg.solutions, T)], have.prompt, cfg, out / "parts",
-                                f"solutions {i + 1}")
-        found.update(((q, s.response), None) for q, g in zip(queries, groups) for s in g if s.finish_reason == "stop" and s.response.strip())
-    solutions = [(q, text, rewards.step_ends(text)) for q, text in found]
-    share = complete(have, starts[-1], solutions, cfg, out, T)
-    correct = rewards.grade([text for _, text, _ in solutions], [q.gold for q, *_ in solutions], cfg.task, [q.text for q, *_ in solutions])
+    solutions = solve(setup, starts, queries, cfg)
+    share = complete(setup, starts[-1], solutions, cfg, out)
+    correct = right([prefixes[-1] for prefixes in solutions], cfg.task)
     rows = []
-    for (q, text, ends), ok in zip(solutions, correct):
-        shares = [share.get((q, text[:e]), 0.0) for e in ends[:-1]]
-        shares.append(float(ok and all(shares)))
-        rows.append({"query": q.id, "prompt": q.text, "completions": rewards.split_steps(text), "share": shares, "labels": [x > 0 for x in shares], "correct": ok})
+    for prefixes, ok in zip(solutions, correct):
+        shares = [share.get(prefix, 0.0) for prefix in prefixes[:-1]]
+        shares.append(float(ok and all(shares)))  # a whole solution is right or not
+        query, text = prefixes[-1]
+        row = {"query": query.id, "prompt": query.text, "completions": rewards.split_steps(text)}
+        row |= {"share": shares, "labels": [x > 0 for x in shares], "correct": ok}
+        rows.append(row)
     trainer.write(path, gzip.compress("\n".join(map(json.dumps, rows)).encode(), 5, mtime=0))
     return rows
 
 
-def complete(have: Setup, completer: Path | str, solutions: list[tuple[Query, str, list[int]]], cfg: PRMConfig, out: Path, T: float) -> dict:
-    """(query, prefix) -> share of its completions that reach the gold answer, depth by depth; lost prefixes and those behind them are left out."""
-    policy, share, done = trainer.load_policy(cfg, completer), {}, 0
-    prompt = lambda p: have.prompt(p.query) + have.tokenizer(p.text, add_special_tokens=False)["input_ids"]
-    for depth in range(max((len(ends) for *_, ends in solutions), default=0) - 1):
-        alive = [Prefix(q, text[:ends[depth]]) for q, text, ends in solutions
-                 if len(ends) > depth + 1 and (depth == 0 or share.get((q, text[:ends[depth - 1]]), 0.0) > 0)]
-        todo = [p for p in dict.fromkeys(alive) if len(prompt(p)) < cfg.max_length]
-        if not todo:
-            break
-        [groups] = engine.sample(have.engine, policy, [Job(f"step{depth + 1}", todo, cfg.completions, T)], prompt, cfg, out / "parts", f"complete step {depth + 1}")
-        flat = [(p, s) for p, g in zip(todo, groups) for s in g]
-        right = rewards.grade([f"{p.text} {s.response}" for p, s in flat], [p.query.gold for p, _ in flat], cfg.task, [p.query.text for p, _ in flat])
-        ended = np.array([ok and s.finish_reason == "stop" for ok, (_, s) in zip(right, flat)]).reshape(len(todo), cfg.completions)
-        share.update(zip(todo, ended.mean(axis=1).tolist()))
-        done += ended.size
-    total = cfg.completions * sum(len(ends) - 1 for *_, ends in solutions)
-    shared = cfg.completions * len({(q, text[:e]) for q, text, ends in solutions for e in ends[:-1]})
-    trainer.write(out / "completions.json", json.dumps({"without sharing": total, "without the lost": shared, "done": done}).encode())
+def right(solutions: list[Prefix], task: str) -> list[bool]:
+    """Whether each whole solution has the right answer."""
+    texts = [s.text for s in solutions]
+    golds = [s.query.gold for s in solutions]
+    return rewards.grade(texts, golds, task, [s.query.text for s in solutions])
+
+
+def solve(setup: Setup, starts: list, queries: list[Query], cfg: PRMConfig) -> list[list[Prefix]]:
+    """Distinct finished solutions in the order of drawing, each as its prefixes, the whole last."""
+    solvers = starts if cfg.solvers == "all" else starts[:1]
+    whole: dict[Prefix, None] = {}
+    for i, start in enumerate(solvers):
+        with setup.engine.awake(trainer.load_policy(cfg, start)) as draw:
+            groups = draw(queries, cfg.solutions, cfg.temperature or 1.0, f"solutions{i}")
+        for query, group in zip(queries, groups):
+            for s in group:
+                if s.finish_reason == "stop" and s.response.strip():
+                    whole[Prefix(query, s.response)] = None
+    return [steps_of(query, text) for query, text in whole]
+
+
+def steps_of(query: Query, text: str) -> list[Prefix]:
+    """A solution up to the end of each step."""
+    return [Prefix(query, text[:end]) for end in rewards.step_ends(text)]
+
+
+def complete(
+    setup: Setup, completer: Path | str, solutions: list[list[Prefix]], cfg: PRMConfig, out: Path
+) -> dict[Prefix, float]:
+    """The share of each prefix's completions that reach the gold answer, depth by depth.
+
+    Lost prefixes have a share of 0; those behind them, and those that fill --max-length, have none.
+    completions.json says how many completions that took, and how many it would have taken.
+    """
+    share: dict[Prefix, float] = {}
+
+    def prompt(prefix: Prefix) -> list[int]:
+        text = setup.tokenizer(prefix.text, add_special_tokens=False)
+        return setup.prompt(prefix.query) + text["input_ids"]
+
+    deepest = max((len(prefixes) for prefixes in solutions), default=0)
+    with setup.engine.awake(trainer.load_policy(cfg, completer)) as draw:
+        for depth in range(deepest - 1):
+            alive = alive_at(depth, solutions, share)
+            todo = [prefix for prefix in alive if len(prompt(prefix)) < cfg.max_length]
+            if not todo:
+                break
+            name, T = f"step{depth + 1}", cfg.temperature or 1.0
+            for prefix, group in zip(todo, draw(todo, cfg.completions, T, name, prompt)):
+                whole = [Prefix(prefix.query, f"{prefix.text} {s.response}") for s in group]
+                ended = [s.finish_reason == "stop" for s in group]
+                share[prefix] = float(np.logical_and(right(whole, cfg.task), ended).mean())
+
+    every = []
+    for prefixes in solutions:
+        every += prefixes[:-1]
+    counts = {"without sharing": every, "without the lost": set(every), "done": share}
+    counts = {name: cfg.completions * len(completed) for name, completed in counts.items()}
+    trainer.write(out / "completions.json", json.dumps(counts).encode())
     return share
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Ready labels
+def alive_at(depth: int, solutions: list[list[Prefix]], share: dict[Prefix, float]) -> list[Prefix]:
+    """The prefixes of depth + 1 steps, each once, that go on and have no lost one before them."""
+    alive: dict[Prefix, None] = {}
+    for prefixes in solutions:
+        if len(prefixes) > depth + 1 and (depth == 0 or share.get(prefixes[depth - 1], 0.0) > 0):
+            alive[prefixes[depth]] = None
+    return list(alive)
 
-def read_annotations(name: str) -> Iterator[dict]:
-    """Rows {prompt, completions, labels} of a file, of the hub or of a folder of its kind: ours, Math-Shepherd's or PRM800K's; a label None is not trained on.
 
-    raises UserError  naming file and line of a row that is none of these
+# -- ready labels ----------------------------------------------------------------------------------
+
+
+def read_annotations(name: str) -> list[dict]:
+    """Rows {prompt, completions, labels} of a file or of a data set on the hub.
+
+    Each row is of our layout, Math-Shepherd's or PRM800K's; a label None is not trained on.
+    raises  UserError naming file and line of a row that is none of these
     """
-    is_file = name.endswith((".jsonl", ".json", ".gz", ".parquet")) or Path(name).is_file()   # a name on the hub may have dots in it
-    rows = data.read_rows(name) if is_file else data.hub_rows(name, None, "train", "--annotations")
+    endings = (".jsonl", ".json", ".gz", ".parquet")  # names on the hub may have dots, too
+    if name.endswith(endings) or Path(name).is_file():
+        rows = data.read_rows(name)
+    else:
+        rows = data.hub_rows(name, None, "train", "--annotations")
+    annotated = []
     for where, row in rows:
         try:
-            found = [*_shepherd(row)] if "input" in row else [*_prm800k(row)] if "question" in row else [_ours(row)]
+            annotated += read_row(row)
         except (KeyError, IndexError, TypeError, ValueError) as e:
-            raise UserError(f"--annotations {where}: a broken row ({type(e).__name__}: {e})") from None
-        yield from found
+            reason = f"a broken row ({type(e).__name__}: {e})"
+            raise UserError(f"--annotations {where}: {reason}") from None
+    return annotated
 
 
-def _ours(row: dict) -> dict:
-    prompt, steps, labels = row["prompt"], row["completions"], [float(x) for x in row["labels"]]
-    share = [float(x) for x in row.get("share", labels)]
-    if not (isinstance(prompt, str) and isinstance(steps, list) and len(steps) == len(labels) == len(share) > 0 and all(isinstance(s, str) for s in steps)
-            and all(0 <= x <= 1 for x in labels + share)):
-        raise ValueError("expected prompt, completions (texts) and as many labels from 0 to 1")
-    return {"prompt": prompt, "completions": steps, "labels": labels, **({"share": share} if "share" in row else {})}
+def read_row(row: dict) -> list[dict]:
+    """A row of any layout in ours: one row for each solution in it."""
+    for column, layout in LAYOUTS.items():
+        if column in row:
+            return layout(row)
+    raise ValueError(f"none of the columns {', '.join(LAYOUTS)}")
 
 
-def _shepherd(row: dict) -> Iterator[dict]:
-    """`input` has the tag after each step, `label` + or - in its place."""
+def from_shepherd(row: dict) -> list[dict]:
+    """`input` has a tag after each step, `label` + or - in its place."""
     *steps, rest = row["input"].split("ки")
-    at, labels = 0, []
+    labels, at = [], 0
     for step in steps:
         at += len(step)
         labels.append({"+": 1.0, "-": 0.0}[row["label"][at]])
         at += 1
-    if not labels or rest.strip() or row["label"][:len(steps[0])] != steps[0]:
+    if not labels or rest.strip() or not row["label"].startswith(steps[0]):
         raise ValueError("input and label don't say the same")
     question, first, text = steps[0].rpartition("Step 1:")
     if not first:
         raise ValueError("no 'Step 1:'")
-    texts = [text, *(s.lstrip().partition(":")[2] for s in steps[1:])]
-    yield {"prompt": question.strip(), "completions": [t.strip() for t in texts], "labels": labels}
+    texts = [text]
+    for step in steps[1:]:
+        texts.append(step.lstrip().partition(":")[2])
+    completions = [t.strip() for t in texts]
+    return [{"prompt": question.strip(), "completions": completions, "labels": labels}]
 
 
-def _prm800k(row: dict) -> Iterator[dict]:
-    """One row for the steps that were gone on from, and one for each other candidate, whose last step alone is rated; neutral is right."""
-    prompt, chain, labels = row["question"]["problem"], [], []
+def from_prm800k(row: dict) -> list[dict]:
+    """One row for the steps that were gone on from, and one for each other candidate.
+
+    A candidate's last step alone is rated. A neutral rating (0) is right.
+    """
+    prompt, rows = row["question"]["problem"], []
+    chain, labels = [], []
     for step in row["label"]["steps"]:
-        chosen, ratings = step["chosen_completion"], step["completions"] or []
-        for k, c in enumerate(ratings):
-            if k != chosen and c["rating"] is not None:
-                yield {"prompt": prompt, "completions": [*chain, c["text"]], "labels": [None] * len(chain) + [float(c["rating"] >= 0)]}
-        following = ratings[chosen] if chosen is not None else step["human_completion"]
+        chosen, candidates = step["chosen_completion"], step["completions"] or []
+        for k, candidate in enumerate(candidates):
+            if k != chosen and candidate["rating"] is not None:
+                steps = [*chain, candidate["text"]]
+                rated = [None] * len(chain) + [float(candidate["rating"] >= 0)]
+                rows.append({"prompt": prompt, "completions": steps, "labels": rated})
+        following = step["human_completion"] if chosen is None else candidates[chosen]
         if following is None:
             break
-        rating = following.get("rating")
         chain.append(following["text"])
-        labels.append(1.0 if chosen is None else None if rating is None else float(rating >= 0))
+        rating = 1 if chosen is None else following["rating"]
+        labels.append(None if rating is None else float(rating >= 0))
     if chain:
-        yield {"prompt": prompt, "completions": chain, "labels": labels}
+        rows.append({"prompt": prompt, "completions": chain, "labels": labels})
+    return rows
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Train
+def from_ours(row: dict) -> list[dict]:
+    """`prompt`, `completions` and as many `labels`, as annotations.jsonl.gz and TRL have them."""
+    steps, labels = row["completions"], row["labels"]
+    share = row.get("share", labels)
+    texts = isinstance(steps, list) and all(isinstance(x, str) for x in (row["prompt"], *steps))
+    as_many = len(steps) == len(labels) == len(share) > 0
+    if not (texts and as_many and all(0 <= x <= 1 for x in (*labels, *share))):
+        raise ValueError("expected prompt, completions (texts) and as many labels from 0 to 1")
+    ours = {"prompt": row["prompt"], "completions": steps, "labels": labels}
+    return [ours | {"share": share} if "share" in row else ours]
+
+
+# the column that tells a layout from the others
+LAYOUTS = {"input": from_shepherd, "question": from_prm800k, "prompt": from_ours}
+
+
+# -- train -----------------------------------------------------------------------------------------
+
 
 class Example(NamedTuple):
-    """One solution as the PRM reads it; the first two fields are what data.micro_batches needs."""
+    """One solution as the PRM reads it, for `data.micro_batches`."""
+
     ids: list[int]
-    at: tuple[list[int], list[float]]      # places of the step scores, and their labels
+    at: tuple[list[int], list[float]]  # places of the step scores, and their labels
 
 
-def encode(prm: PRM, rows: Iterable[dict], cfg: PRMConfig) -> list[Example]:
-    """Annotated solutions as training examples; over-long ones, and those without a label, are dropped and counted on stderr."""
-    found, total = [], 0
-    for total, row in enumerate(rows, 1):
+def encode(prm: PRM, rows: list[dict], cfg: PRMConfig) -> list[Example]:
+    """Annotated solutions as examples; those without a label and over-long ones are left out."""
+    examples = []
+    for row in rows:
         ids, places = prm.encode(row["prompt"], row["completions"])
-        labels = row["share"] if cfg.labels == "soft" and "share" in row else row["labels"]
-        kept = [(i, float(y)) for i, y in zip(places, labels) if y is not None]
-        if len(ids) <= cfg.max_length and kept:
-            found.append(Example(ids, tuple(map(list, zip(*kept)))))
-    if not found:
-        raise UserError(f"none of {total} annotated solutions has a label and fits --max-length {cfg.max_length}: nothing to train the PRM on")
-    if len(found) < total:
-        print(f"annotations: {total - len(found)} of {total} have no label or are longer than --max-length {cfg.max_length} and left out", file=sys.stderr)
-    return found
+        labels = row.get("share", row["labels"]) if cfg.labels == "soft" else row["labels"]
+        rated = [(i, float(y)) for i, y in zip(places, labels) if y is not None]
+        if len(ids) <= cfg.max_length and rated:
+            examples.append(Example(ids, tuple(map(list, zip(*rated)))))
+    n, limit = len(rows), f"--max-length {cfg.max_length}"
+    if not examples:
+        raise UserError(f"none of {n} annotated solutions has a label and fits {limit}")
+    if len(examples) < n:
+        lost = f"{n - len(examples)} of {n} have no label or are longer than {limit} and left out"
+        print(f"annotations: {lost}", file=sys.stderr)
+    return examples
 
 
-def accumulate(prm: PRM, batch: list[Example], token_budget: int) -> float:
-    """Adds to .grad the gradient of the mean cross-entropy of a global batch's steps against their labels in [0, 1]; returns that mean."""
+def accumulate(prm: PRM, _, batch: list[Example], token_budget: int) -> float:
+    """Adds to .grad that of the mean cross-entropy of a global batch's steps; returns that mean."""
     import torch
-    total, mean = sum(len(e.at[0]) for e in batch), 0.0
+
+    n_steps, mean = sum(len(e.at[0]) for e in batch), 0.0
     for rows, at in data.micro_batches(batch, token_budget):
+        places, labels = [], []
+        for where, y in at:
+            places.append(where)
+            labels += y
         with trainer.autocast():
-            log_p = prm.logits(rows, [places for places, _ in at]).log_softmax(-1)
-        y = torch.tensor([x for _, labels in at for x in labels], device=log_p.device)
-        loss = -(y * log_p[:, 1] + (1 - y) * log_p[:, 0]).sum() / total
+            log_p = prm.logits(rows, places).log_softmax(-1)  # (steps, 2)
+        y = torch.tensor(labels, device=log_p.device)
+        loss = -(y * log_p[:, 1] + (1 - y) * log_p[:, 0]).sum() / n_steps
         loss.backward()
         mean += loss.item()
     return mean
 
 
 def new_prm(start: Path | str, tokenizer, template: str, cfg: PRMConfig) -> PRM:
-    """An untrained PRM: the start's body, two labels, a random head; separator and template are kept with the tokenizer."""
+    """An untrained PRM: the start's body, two labels, a random head.
+
+    Separator and template are kept with the tokenizer.
+    """
     import torch
     import transformers
+
     torch.manual_seed(trainer.seed_of(cfg.seed, "prm head"))
-    model = transformers.AutoModelForTokenClassification.from_pretrained(start, dtype=trainer.weights_dtype(cfg), num_labels=2, id2label={0: "-", 1: "+"})
+    model = transformers.AutoModelForTokenClassification.from_pretrained(
+        start, dtype=trainer.weights_dtype(cfg), num_labels=2, id2label={0: "-", 1: "+"}
+    )
     if cfg.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     tokenizer.init_kwargs.update(step_separator=cfg.separator, prompt_template=template)
     return PRM(model.to(trainer.device()), tokenizer, "own", cfg.token_budget)
 
 
-def train(start: Path | str, tokenizer, template: str, rows: list[dict], cfg: PRMConfig, out: Path) -> None:
-    """prm_epochs over the annotations, a checkpoint after each; the last one is the PRM in out/prm."""
-    folder = lambda e: out / "checkpoints" / f"epoch_{e}"
-    done = next((e for e in range(cfg.prm_epochs - 1, 0, -1) if trainer.is_complete(folder(e))), 0)
-    prm = new_prm(folder(done) if done else start, tokenizer, template, cfg)
-    optimizer, examples = trainer.adamw(prm.model, cfg.prm_lr), encode(prm, rows, cfg)
-    log = trainer.load_trainer(folder(done), optimizer) if done else {}
-    per_epoch = math.ceil(len(examples) / cfg.batch_size)
-    rate = lambda s: trainer.cosine(s, cfg.prm_epochs * per_epoch, cfg.prm_lr, cfg.prm_lr / 10, cfg.warmup)
+def fit(setup: Setup, rows: list[dict], cfg: PRMConfig, out: Path) -> None:
+    """prm_epochs over the annotations, a checkpoint after each; the last is the PRM, out/prm."""
+    folders = [out / "checkpoints" / f"epoch_{e}" for e in range(1, cfg.prm_epochs)]
+    folders.append(out / "prm")
+    done = max((e for e, f in enumerate(folders, 1) if trainer.is_complete(f)), default=0)
+    start = folders[done - 1] if done else setup.base
+    tokenizer = trainer.load_tokenizer(setup.base)
+    prm = new_prm(start, tokenizer, setup.splits.base, cfg)
+    optimizer = trainer.adamw(prm.model, cfg.prm_lr)
+    if done:
+        trainer.load_trainer(start, optimizer)
+
+    examples = encode(prm, rows, cfg)
+    n = math.ceil(len(examples) / cfg.batch_size)  # steps an epoch
+    backward = functools.partial(accumulate, prm)
     for e in range(done, cfg.prm_epochs):
-        log = trainer.train(prm.model, optimizer, examples, range(e * per_epoch, (e + 1) * per_epoch), rate, cfg, trainer.seed_of(cfg.seed, "prm", e),
-                          f"PRM epoch {e + 1}", lambda _, batch, budget: accumulate(prm, batch, budget))
-        last = e + 1 == cfg.prm_epochs
-        trainer.save_checkpoint(out / "prm" if last else folder(e + 1), prm.model, tokenizer, None if last else optimizer, log)
+        phase = trainer.Phase(
+            name=f"PRM epoch {e + 1}",
+            seed=trainer.seed_of(cfg.seed, "prm", e),
+            steps=range(e * n, (e + 1) * n),
+            horizon=cfg.prm_epochs * n,
+            peak=cfg.prm_lr,
+            end=cfg.prm_lr / 10,
+            warmup=cfg.warmup,
+        )
+        log = trainer.train(prm.model, optimizer, examples, phase, cfg, backward)
+        kept = optimizer if e + 1 < cfg.prm_epochs else None
+        trainer.save(trainer.State(e + 1, prm.model, kept, log), folders[e], tokenizer)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Evaluate
+# -- evaluate --------------------------------------------------------------------------------------
 
-def evaluate(have: Setup, policy: Path | str, queries: list[Query], rows: list[dict], cfg: PRMConfig, out: Path) -> dict:
-    """What the PRM is worth on fresh solutions of questions that it was not trained on; on the toy also the labels' and its own truth.
 
-    returns  auc (solution score against the right answer), calibration, and on the toy step_auc and auc_sound against exact truth,
-             labels_agree (hard labels equal to exact truth), labels_auc (the share's AUC)
+def evaluate(
+    setup: Setup, start: Path | str, queries: list[Query], cfg: PRMConfig, prm: PRM
+) -> dict:
+    """What the PRM is worth on fresh solutions of questions that it was not trained on.
+
+    returns  auc (solution score against the right answer) and calibration; where steps can be
+             checked exactly also auc_sound and step_auc against that truth
     """
-    [groups] = engine.sample(have.engine, trainer.load_policy(cfg, policy), [Job("fresh", queries, 4, cfg.temperature or 1.0)], have.prompt, cfg, out / "parts", "fresh")
-    rewards.score(queries, groups, dataclasses.replace(cfg, reward="answer+prm"), PRM.load(out / "prm", "own", cfg.token_budget), "score fresh")
-    row = {k.removeprefix("prm/"): v for k, v in metrics.watch_prm(queries, groups, 1.0).items()}
-    if cfg.task == "toy" and "share" in rows[0]:
-        pairs = []
-        for r in rows:
-            ok = check_toy(r["prompt"], " ; ".join(r["completions"]))
-            pairs += [(y, x, all(ok[:j + 1])) for j, (y, x) in enumerate(zip(r["labels"], r["share"]))]
-        hard, share, truth = map(np.array, zip(*pairs))
-        row.update(labels_agree=round(float((hard == truth).mean()), 4), labels_auc=round(metrics.auc(share, truth), 4))
-    return row
+    with setup.engine.awake(trainer.load_policy(cfg, start)) as draw:
+        groups = draw(queries, 4, cfg.temperature or 1.0, "fresh")
+    rewards.score(queries, groups, cfg.task, "answer+prm", prm, "score fresh")
+    watched = metrics.watch_prm(queries, groups, 1.0, CHECKERS.get(cfg.task))
+    return {key.removeprefix("prm/"): value for key, value in watched.items()}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The whole
-
-def ready(cfg: Config, have: Setup, out: Path | None = None) -> Path:
-    """The folder of the task's PRM, made now where it is missing; cached under what it is made of, so that methods share it."""
-    if not isinstance(cfg, PRMConfig):
-        cfg = PRMConfig(**{**dataclasses.asdict(cfg), **{k: v for k, v in PRESETS[cfg.task].items() if k not in vars(cfg)}, "temperature": None})
-    if out:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise UserError(f"--out {out}: {e.strerror}") from None
-    ready_labels, queries = [*read_annotations(cfg.annotations)] if cfg.annotations else None, have.splits.train   # before hours of SFT
-    starts = trainer.sft(cfg, have.base, have.human, have.tokenizer, 1 if cfg.annotations else cfg.sft_epochs // max(1, cfg.start_epoch))
-    mine = [f.name for f in dataclasses.fields(PRMConfig) if f.name not in {g.name for g in dataclasses.fields(Config)}]
-    made_of = [*map(str, starts), [(q.text, q.gold) for q in queries], *(ready_labels or []), *(getattr(cfg, n) for n in
-               [*mine, *"seed task temperature max_tokens max_length batch_size token_budget warmup clip chat optim".split()])]
-    key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:12]
-    out = out or Path("runs/cache") / f"prm-{cfg.task}-{key}"
-    with trainer.one_at_a_time(out):
-        if (out / "made_of").exists() and (out / "made_of").read_text() != key:
-            raise UserError(f"--out {out} holds a PRM made of other settings, data or SFT checkpoints; choose another --out")
-        trainer.write(out / "made_of", key.encode())
-        if not trainer.is_complete(out / "prm") or not (out / "prm.json").exists():
-            make(have, starts, queries, ready_labels, cfg, out)
-    return out / "prm"
-
-
-def make(have: Setup, starts: Sequence[Path | str], queries: list[Query], rows: list[dict] | None, cfg: PRMConfig, out: Path) -> None:
-    """Annotate, train, evaluate; each part is left as it is where it is done."""
-    picked = random.Random(trainer.seed_of(cfg.seed, "prm")).sample(queries, len(queries))
-    n = min(cfg.prm_queries or len(queries), len(queries) - min(200, len(queries) // 10))
-    rows = rows if cfg.annotations else annotate(have, starts, picked[:n], cfg, out)
-    if not trainer.is_complete(out / "prm"):
-        train(have.base, trainer.load_tokenizer(have.base), have.splits.base, rows, cfg, out)
-    row = {"solutions": len(rows), "steps": sum(len(r["labels"]) for r in rows), "good": round(float(np.mean([y or 0 for r in rows for y in r["labels"]])), 4)}
-    if (out / "completions.json").exists():
-        row["completions"] = json.loads((out / "completions.json").read_text())
-    row.update(evaluate(have, starts[0], picked[n:n + 200], rows, cfg, out))
-    trainer.write(out / "prm.json", (json.dumps(row) + "\n").encode())
-    shutil.rmtree(out / "parts", ignore_errors=True)
-    print(line(row), file=sys.stderr)
+def labels_worth(rows: list[dict], check) -> dict:
+    """labels_agree: how many hard labels equal the exact truth; labels_auc: the share's AUC."""
+    hard, share, truth = [], [], []
+    for row in rows:
+        right = check(row["prompt"], " ; ".join(row["completions"]))
+        hard += row["labels"]
+        share += row["share"]
+        truth += np.logical_and.accumulate(right[: len(row["labels"])]).tolist()
+    agree = float(np.equal(hard, truth).mean())
+    auc = metrics.auc(np.array(share), np.array(truth))
+    return {"labels_agree": round(agree, 4), "labels_auc": round(auc, 4)}
 
 
 def line(row: dict) -> str:
     """prm.json in one line."""
-    said = [f"PRM | {row['solutions']} solutions, {row['steps']} steps, {100 * row['good']:.0f} % good"]
-    if c := row.get("completions"):
-        said.append(f"completions {c['done']} of {c['without sharing']} ({100 - 100 * c['done'] / max(1, c['without sharing']):.0f} % saved)")
-    said += [f"{k} {row[k]:.3f}" for k in ("auc", "auc_sound", "step_auc", "labels_agree", "ece") if row.get(k) is not None]
-    return " | ".join(said)
+    good = f"{100 * row['good']:.0f} % good"
+    parts = [f"PRM | {row['solutions']} solutions, {row['steps']} steps, {good}"]
+    if counts := row.get("completions"):
+        done, total = counts["done"], counts["without sharing"]
+        saved = 100 - 100 * done / max(1, total)
+        parts.append(f"completions {done} of {total} ({saved:.0f} % saved)")
+    for key in ("auc", "auc_sound", "step_auc", "labels_agree", "ece"):
+        if row.get(key) is not None:
+            parts.append(f"{key} {row[key]:.3f}")
+    return " | ".join(parts)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+# -- the whole -------------------------------------------------------------------------------------
+
+
+def load(cfg: Config, setup: Setup) -> PRM:
+    """The run's PRM: --prm, or the task's own, which is made now where there is none."""
+    return PRM.load(cfg.prm or ready(cfg, setup), cfg.prm_format, cfg.token_budget)
+
+
+def ready(
+    cfg: Config, setup: Setup, out: Path | None = None, rows: list[dict] | None = None
+) -> Path:
+    """The folder of the task's PRM, made now where it is missing.
+
+    It is cached under a hash of all that it is made from, so methods share it.
+
+    rows  ready labels, which need the first stage of the SFT alone
+    """
+    if not isinstance(cfg, PRMConfig):
+        preset = {k: v for k, v in PRESETS[cfg.task].items() if k not in vars(cfg)}
+        cfg = PRMConfig(**{**vars(cfg), **preset, "temperature": None})
+    stages = 1 if rows else cfg.sft_epochs // max(1, cfg.start_epoch)
+    starts = trainer.sft(cfg, setup.base, setup.human, setup.tokenizer, stages)
+
+    questions = [(q.text, q.gold) for q in setup.splits.train]
+    settings = [getattr(cfg, name) for name in (*PRMConfig.__annotations__, *SHARED)]
+    inputs = repr([*map(str, starts), questions, *(rows or []), *settings])
+    key = hashlib.sha256(inputs.encode()).hexdigest()[:12]
+    out = out or trainer.CACHE / f"prm-{cfg.task}-{key}"
+    with trainer.one_at_a_time(out):
+        mark = out / "inputs.sha256"
+        if mark.exists() and mark.read_text() != key:
+            reason = "holds a PRM made from other settings, data or SFT checkpoints"
+            raise UserError(f"--out {out} {reason}; choose another --out")
+        trainer.write(mark, key.encode())
+        if not trainer.is_complete(out / "prm") or not (out / "prm.json").exists():
+            make(setup, starts, rows, cfg, out)
+    return out / "prm"
+
+
+def make(setup: Setup, starts: list, rows: list[dict] | None, cfg: PRMConfig, out: Path) -> None:
+    """Annotate, train, evaluate; a part that is done is left as it is."""
+    # sampled chunks are kept here, not in the run's folder
+    run_parts, setup.engine.parts = setup.engine.parts, out / "parts"
+    queries = setup.splits.train
+    picked = random.Random(trainer.seed_of(cfg.seed, "prm")).sample(queries, len(queries))
+    held_out = min(200, len(queries) // 10)
+    n = min(cfg.prm_queries or len(queries), len(queries) - held_out)
+    if rows is None:
+        rows = annotate(setup, starts, picked[:n], cfg, out)
+    if not trainer.is_complete(out / "prm"):
+        fit(setup, rows, cfg, out)
+
+    labels = []
+    for row in rows:
+        labels += row["labels"]
+    good = float(np.mean([y or 0 for y in labels]))
+    row = {"solutions": len(rows), "steps": len(labels), "good": round(good, 4)}
+    if (out / "completions.json").exists():
+        row["completions"] = json.loads((out / "completions.json").read_text())
+    prm = PRM.load(out / "prm", "own", cfg.token_budget)
+    row |= evaluate(setup, starts[0], picked[n : n + 200], cfg, prm)
+    if cfg.task in CHECKERS and "share" in rows[0]:
+        row |= labels_worth(rows, CHECKERS[cfg.task])
+    trainer.write(out / "prm.json", (json.dumps(row) + "\n").encode())
+    shutil.rmtree(out / "parts", ignore_errors=True)
+    setup.engine.parts = run_parts
+    print(line(row), file=sys.stderr)
+
+
+def main(argv: list[str] | None = None) -> None:
     """python train_prm.py"""
     cfg = config.parse_config(argv, PRMConfig, PRESETS, OF_THE_LOOP, __doc__)
-    for flag, value, allowed in (("labels", cfg.labels, ("hard", "soft")), ("solvers", cfg.solvers, ("first", "all"))):
-        config.one_of(flag, value, allowed)
     if config.PRESETS[cfg.task].get("reward") == "tests":
-        raise UserError(f"--task {cfg.task}: its reward is unit tests, which no PRM joins, and a program can't be labelled step by step")
-    for name, low in dict(prm_queries=0, solutions=1, completions=1, prm_epochs=1, prm_lr=1e-12).items():
-        if not getattr(cfg, name) >= low:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(cfg, name)}: expected at least {low:g}")
-    path = ready(cfg, runs.set_up(cfg), Path(cfg.out) if cfg.out else None)
-    print(f"{line(json.loads((path.parent / 'prm.json').read_text()))}\n{path}")
+        raise UserError(f"--task {cfg.task}: its reward is unit tests, which no PRM joins")
+    out = Path(cfg.out) if cfg.out else None
+    try:
+        if out:
+            out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"--out {out}: {e.strerror}") from None
+    rows = read_annotations(cfg.annotations) if cfg.annotations else None
+    folder = ready(cfg, runs.set_up(cfg), out, rows)
+    measured = json.loads((folder.parent / "prm.json").read_text())
+    print(f"{line(measured)}\n{folder}")
 
 
 if __name__ == "__main__":
