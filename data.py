@@ -1,18 +1,13 @@
-"""Data: the records, one loader a task, prompts, splits, and batches of token ids.
+"""Data: the records, one loader a task, prompts, and batches of token ids.
 
-    rows (hub or file) -> Query -> prompt ids -> [engine] -> Sample -> (ids, n_prompt) -> micro-batches
+    rows -> Query -> prompt ids -> [engine] -> Sample -> (ids, n_prompt) -> micro-batches
 
-A task is one loader here (`LOADERS`), one grader in rewards.py and one preset in bstar.py. Every loader returns `Splits`: `train` queries
-(those with a human `solution` are also the SFT set), `val` queries to choose checkpoints on, and named `tests` that are only reported. A
-loader of real rows is a function that makes a Query of one row (`math_row`, `arc_row`, `code_row`), where to find the rows, and two prompts.
-
-The default task is a toy: chains of modular arithmetic in words, after iGSM ("Physics of Language Models 2.1"). Its base model has read
-authors who misread most sentences, its human solutions are few, careful and mostly of easy stories, its answers can be guessed (there are
-only five), and its steps can all be checked (`check_toy`): "right answer by wrong reasoning" is a number here and not a worry. It shows the
-dynamics of self-training; it says nothing about how a pre-trained model reads English.
-
-Where this file leaves the paper: see the README's table (what "the MATH split" means for local files, which rows are dropped).
+A task is one loader, a function Config -> Splits, and one line in config.LOADERS. `train` queries
+that have a human `solution` are also the SFT set, `val` queries choose checkpoints, and the named
+`tests` are only reported. A loader of real rows is a function that makes a Query of one row
+(`math_row`, `arc_row`, `code_row`), the places of the rows on the hub, and two prompts.
 """
+
 from __future__ import annotations
 
 import ast
@@ -22,448 +17,643 @@ import gzip
 import json
 import random
 import re
-import signal
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Callable, Iterable, Iterator
+
+# -- errors ----------------------------------------------------------------------------------------
 
 
 class UserError(Exception):
-    """Something the user can mend: printed as one line on stderr, exit code 2."""
+    """Something that the user can mend, in one line."""
 
 
 class BadRow(Exception):
-    """A row that can't be used, and why: `clean` counts it and goes on."""
+    """A row that cannot be used, and why. `clean` counts it and goes on."""
 
 
-def run(main) -> None:
-    """Runs a script's main; what the user can mend is one line on stderr and exit code 2, Ctrl-C is 130."""
-    signal.signal(signal.SIGINT, _stop)
+def run(main: Callable[[], None]) -> None:
+    """Runs a script's main: a UserError is one line and exit code 2, Ctrl-C exit code 130."""
+    name = Path(sys.argv[0]).name
     try:
         main()
     except UserError as e:
-        print(f"{Path(sys.argv[0]).name}: {e}", file=sys.stderr)
+        print(f"{name}: {e}", file=sys.stderr)
         sys.exit(2)
     except OSError as e:
         if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
             raise
-        print(f"{Path(sys.argv[0]).name}: {e.strerror}: {e.filename or 'while writing'}; what was complete is kept, the same command goes on", file=sys.stderr)
+        where = e.filename or "while writing"
+        kept = "what was complete is kept, the same command goes on"
+        print(f"{name}: {e.strerror}: {where}; {kept}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
 
 
-_asked: list[bool] = []                    # Ctrl-C was pressed: also where Python drops a KeyboardInterrupt, as it does in a destructor or callback
-
-
-def _stop(*_) -> None:
-    _asked.append(True)
-    raise KeyboardInterrupt
-
-
-@contextmanager
-def unbroken() -> Iterator[list[bool]]:
-    """Ctrl-C in this block waits for its end; the block sees it in the list that it is given. A second one does not wait."""
-    def wait(*_) -> None:
-        if _asked:
-            raise KeyboardInterrupt
-        _asked.append(True)
-        print("\nfinishing the batch in hand; Ctrl-C once more loses it", file=sys.stderr)
-    if _asked:
-        raise KeyboardInterrupt
-    before = signal.signal(signal.SIGINT, wait)
-    try:
-        yield _asked
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if _asked:
-        raise KeyboardInterrupt
+# -- records ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Query:
-    """x: one question. `gold` is a* (never shown to the policy; for code its tests, as JSON), `solution` a human y where there is one."""
+    """x: one question."""
+
     id: str
     text: str
-    gold: str
-    solution: str = ""
-    more_solutions: tuple[str, ...] = ()   # further human y's (code)
+    gold: str  # a*, never shown to the policy; for code the tests, as JSON
+    solution: str = ""  # a human y, where there is one
+    more_solutions: tuple[str, ...] = ()  # further human y's (code)
 
 
 @dataclass
 class Sample:
-    """y^: one response to a query, and what the reward made of it (filled by `bstar.score`)."""
+    """y^: one response to a query; `rewards.score` fills all fields but the first two."""
+
     response: str
-    finish_reason: str                     # "stop" (the policy ended it) or "length" (cut off: never selected)
-    pred: str | None = None                # a^
-    correct: bool = False                  # 1[a^ = a*]
-    sound: bool | None = None              # every step right as well; None where steps cannot be checked
-    steps: list[float] = field(default_factory=list)   # one score in [0, 1] a step, empty without a process reward
-    r_prm: float | None = None             # 2 min(steps) - 1
-    reward: float = float("-inf")          # r of Eq. 1; -inf for a cut-off response, so that no tau selects it
+    finish_reason: (
+        str  # "stop": the policy ended it; "length": it was cut off and is never selected
+    )
+    pred: str | None = None  # a^
+    correct: bool = False  # 1[a^ = a*]
+    sound: bool | None = None  # every step is right as well; None where steps cannot be checked
+    steps: list[float] = field(default_factory=list)  # scores in [0, 1]; empty without a PRM
+    r_prm: float | None = None  # 2 min(steps) - 1
+    reward: float = float("-inf")  # r of Eq. 1; -inf for a cut-off response: no tau selects it
 
 
 @dataclass
 class Splits:
-    """What a loader returns. `base` and `chat` are the prompts around {query}: for a base model, and as a user's turn in a chat."""
+    """What a loader returns."""
+
     train: list[Query]
     val: list[Query]
     tests: dict[str, list[Query]]
-    base: str
-    chat: str
+    base: str  # the prompt of a base model, around {query}
+    chat: str  # the user's turn for a chat model, around {query}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Rows from a hub or a file
+# -- rows of a file or of the hub ------------------------------------------------------------------
 
-def read_rows(path: str) -> Iterator[tuple[str, dict]]:
-    """(where, row) for each row of a .jsonl, .jsonl.gz or .parquet file; `where` is "FILE:LINE", for messages.
+Row = tuple[str, dict]  # its place, "FILE:LINE" or "NAME/CONFIG[SPLIT]:NUMBER", and its columns
 
-    raises UserError  if the file is missing, empty, of another kind, or a line is not a JSON object
+
+def read_rows(path: str) -> Iterator[Row]:
+    """The rows of a .jsonl, .jsonl.gz or .parquet file, each with its place.
+
+    raises UserError  the file is missing, empty or of another kind, or a line is no JSON object
     """
-    p = Path(path)
-    if not p.is_file():
+    file = Path(path)
+    if not file.is_file():
         raise UserError(f"no such file: {path}")
-    if p.suffix == ".parquet":
-        import pyarrow.parquet
-        try:
-            rows: Iterable = pyarrow.parquet.read_table(p).to_pylist()
-        except (OSError, ValueError) as e:
-            raise UserError(f"{path}: can't be read ({str(e).splitlines()[0]})") from None
-    elif p.name.endswith((".jsonl", ".jsonl.gz", ".json.gz", ".json")):
-        rows = _json_lines(p)
-    else:
-        raise UserError(f"{path}: expected a .jsonl, .jsonl.gz or .parquet file")
     n = 0
-    for n, row in enumerate(rows, 1):
-        yield f"{path}:{n}", row
+    try:
+        for n, row in enumerate(_rows_of(file), 1):
+            yield f"{path}:{n}", row
+    except (OSError, EOFError, ValueError) as e:
+        reason = " ".join(str(e).split())
+        raise UserError(f"{path}: can't be read ({reason})") from None
     if n == 0:
         raise UserError(f"{path}: the file holds no rows")
 
 
-def _json_lines(p: Path) -> Iterator[dict]:
-    opener = gzip.open if p.suffix == ".gz" else open
+def _rows_of(file: Path) -> Iterator[dict]:
+    if file.suffix == ".parquet":
+        import pyarrow.parquet
+
+        yield from pyarrow.parquet.read_table(file).to_pylist()
+    elif file.name.endswith((".jsonl", ".jsonl.gz", ".json.gz", ".json")):
+        opener = gzip.open if file.suffix == ".gz" else open
+        with opener(file, "rt", encoding="utf-8") as lines:
+            for n, line in enumerate(lines, 1):
+                yield _json_object(line, f"{file}:{n}")
+    else:
+        raise UserError(f"{file}: expected a .jsonl, .jsonl.gz or .parquet file")
+
+
+def _json_object(line: str, where: str) -> dict:
     try:
-        with opener(p, "rt", encoding="utf-8") as f:
-            for n, line in enumerate(f, 1):
-                try:
-                    row = json.loads(line)
-                except ValueError as e:
-                    raise UserError(f"{p}:{n}: not JSON ({e})") from None
-                if not isinstance(row, dict):
-                    raise UserError(f"{p}:{n}: expected a JSON object, one a line")
-                yield row
-    except (OSError, EOFError, UnicodeDecodeError) as e:
-        raise UserError(f"{p}: can't be read ({e})") from None
+        row = json.loads(line)
+    except ValueError as e:
+        raise UserError(f"{where}: not JSON ({e})") from None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected a JSON object, one a line")
+    return row
 
 
 def hub_reason(e: Exception) -> str:
-    """An exception of the hub's libraries as the one line a user needs."""
-    if "connect" in str(e).lower() or "offline" in str(e).lower():
-        return "not a local folder, and the hub can't be reached; download the model elsewhere and give its folder"
-    return " ".join(str(e).split())[:200]
+    """An exception of the hub's libraries as the one line that a user needs."""
+    line = " ".join(str(e).split())[:200]
+    if not re.search("connect|offline", str(e), re.I):
+        return line
+    way_out = "download the model elsewhere and give its folder"
+    return f"not a local folder, and the hub can't be reached; {way_out}"
 
 
-def hub_rows(name: str, config: str | None, split: str, flags: str = "--train-file and --test-file") -> Iterator[tuple[str, dict]]:
-    """(where, row) of a data set on the hub, by its public name, or of a folder that `datasets` can read.
+def hub_rows(
+    name: str, config: str | None, split: str, flags: str = "--train-file and --test-file"
+) -> Iterator[Row]:
+    """The rows of a data set on the hub, or of a folder that `datasets` can read.
 
-    raises UserError  if it cannot be reached, naming the `flags` that take local files instead
+    flags             what takes local files instead, for the message
+    raises UserError  the data set cannot be loaded
     """
     try:
         import datasets
+
         datasets.disable_progress_bars()
-        # datasets 4 refuses a repository with a loading script, as APPS is; its JSON lines can be read without
-        rows = datasets.load_dataset("json", data_files=name, split="train") if name.startswith("hf://") else datasets.load_dataset(name, config, split=split)
-    except Exception as e:                 # datasets raises a dozen kinds for "no network"; the user's way out is the same for all
-        reason = str(e).strip().splitlines()[0][:160] if str(e).strip() else type(e).__name__
-        raise UserError(f"can't load {name} from the hub ({reason}); give local copies by {flags}") from None
-    return ((f"{name}/{config or ''}[{split}]:{i}", row) for i, row in enumerate(rows))
+        # datasets 4 refuses APPS, a repository with a loading script; its JSON lines need none
+        if name.startswith("hf://"):
+            rows = datasets.load_dataset("json", data_files=name, split="train")
+        else:
+            rows = datasets.load_dataset(name, config, split=split)
+    except Exception as e:  # a dozen kinds mean "no network", and the way out is the same for all
+        reason = (str(e).strip() or type(e).__name__).splitlines()[0][:160]
+        message = f"can't load {name} from the hub ({reason}); give local copies by {flags}"
+        raise UserError(message) from None
+    place = f"{name}/{config or ''}[{split}]"
+    return ((f"{place}:{i}", row) for i, row in enumerate(rows))
 
 
-def column(row: dict, *names: str) -> str:
-    """The first of the columns `names` that the row has, as text; raises BadRow.
-
-    >>> column({"question": "2+2?"}, "problem", "question")
-    '2+2?'
-    """
-    for name in names:
-        if isinstance(row.get(name), str):
-            return row[name]
-    raise BadRow(f"no text in column {' or '.join(map(repr, names))} (found: {', '.join(sorted(row)) or 'nothing'})")
+def column(row: dict, name: str) -> str:
+    """The text in a column; raises BadRow where there is none."""
+    if isinstance(row.get(name), str):
+        return row[name]
+    columns = ", ".join(sorted(row)) or "nothing"
+    raise BadRow(f"no text in column {name!r} (found: {columns})")
 
 
 def json_column(row: dict, name: str):
-    """What the JSON text in a column holds, None where it is empty; raises BadRow."""
+    """What the JSON text of a column holds, None where it is empty; raises BadRow."""
     try:
         return json.loads(column(row, name) or "null")
-    except (ValueError, RecursionError):   # numbers without end, nesting without end
+    except (ValueError, RecursionError):  # numbers without end, nesting without end
         raise BadRow(f"broken JSON in column {name!r}") from None
 
 
-def clean(rows: Iterable[tuple[str, dict]], make: Callable[[str, dict], Query], name: str, taken: set[str] = frozenset()) -> list[Query]:
-    """Rows -> queries by `make`, without bad rows, rows without a gold answer, questions seen before, and questions in `taken`; says how
-    many on stderr, and where the first one is.
+def _texts_only(values: Iterable) -> bool:
+    return all(isinstance(value, str) for value in values)
 
-    raises UserError  if nothing is left
+
+# -- rows to queries, queries to splits ------------------------------------------------------------
+
+MakeQuery = Callable[[str, dict], Query]  # of a row's place and its columns
+HubPlace = tuple[str, str | None, str]  # name, config, split
+
+
+def folded(query: Query) -> str:
+    """The question with white space folded: two queries are the same one if these are equal."""
+    return " ".join(query.text.split())
+
+
+def clean(
+    rows: Iterable[Row], make: MakeQuery, name: str, taken: set[str] = frozenset()
+) -> list[Query]:
+    """The queries that `make` makes of the rows; stderr says how many rows are dropped, and why.
+
+    Dropped are bad rows, rows without a gold answer, and questions seen before or in `taken`.
+
+    raises UserError  no row is left
     """
-    out, seen, dropped, total = [], set(), {}, 0
+    queries: list[Query] = []
+    dropped: dict[str, list[str]] = {}  # why -> where
+    seen: set[str] = set()
+    total = 0
     for total, (where, row) in enumerate(rows, 1):
         try:
-            q = make(where, row)
-            key = " ".join(q.text.split())
-            why = ("no question" if not key else "no gold answer" if not q.gold else "in another split" if key in taken
-                   else "a question twice" if key in seen else "")
-            seen.add(key)
+            query = make(where, row)
+            _check(query, seen, taken)
+            queries.append(query)
         except BadRow as e:
-            why = str(e)
-        if why:
-            dropped.setdefault(why, []).append(where)
-        else:
-            out.append(q)
-    said = [f"{len(at)} of {total} rows dropped, {why} (first: {at[0]})" for why, at in dropped.items()]
-    if not out:
-        raise UserError(f"{name}: none of its rows can be used: {'; '.join(said[:3])}")
-    for line in said:
+            dropped.setdefault(str(e), []).append(where)
+    lines = [
+        f"{len(places)} of {total} rows dropped, {why} (first: {places[0]})"
+        for why, places in dropped.items()
+    ]
+    if not queries:
+        raise UserError(f"{name}: none of its rows can be used: {'; '.join(lines[:3])}")
+    for line in lines:
         print(f"{name}: {line}", file=sys.stderr)
-    return out
+    return queries
 
 
-def texts(queries: Iterable[Query]) -> set[str]:
-    """The questions, white space folded: what `clean` compares."""
-    return {" ".join(q.text.split()) for q in queries}
+def _check(query: Query, seen: set[str], taken: set[str]) -> None:
+    """Adds a question to `seen`; raises BadRow where it is no use."""
+    text = folded(query)
+    is_new = text not in seen
+    seen.add(text)
+    if not text:
+        raise BadRow("no question")
+    if not query.gold:
+        raise BadRow("no gold answer")
+    if text in taken:
+        raise BadRow("in another split")
+    if not is_new:
+        raise BadRow("a question twice")
 
 
-def read_sets(cfg, make: Callable[[str, dict], Query], train: list[tuple], tests: dict[str, tuple]) -> tuple[list[Query], dict[str, list[Query]]]:
-    """The training queries, none of them in a test set, and the test sets: of --train-file and --test-file, else from the hub.
+def load(
+    cfg,
+    make: MakeQuery,
+    train: list[HubPlace],
+    tests: dict[str, HubPlace],
+    prompts: tuple[str, str],
+) -> Splits:
+    """The splits of a task with real rows.
 
-    train, tests  (name, config, split) on the hub; a test file is a test set of its own, under its name without endings
+    The rows come from --train-file and --test-file, without these from `train` and `tests` on the
+    hub. No training question is in a test set. The validation set is drawn from the training rows.
+
+    prompts  Splits.base and Splits.chat
     """
-    for p in filter(None, f"{cfg.train_file},{cfg.test_file}".split(",")):
-        if not Path(p).is_file():              # told before anything is fetched
-            raise UserError(f"no such file: {p}")
+    for path in f"{cfg.train_file},{cfg.test_file}".split(","):
+        if path and not Path(path).is_file():  # before anything is fetched
+            raise UserError(f"no such file: {path}")
+    test_sets = {}
     if cfg.test_file:
-        paths = {Path(p).name.split(".")[0]: p for p in cfg.test_file.split(",")}
-        if len(paths) < len(cfg.test_file.split(",")) or paths.keys() & {"train", "val", "pool", "selected"}:
-            raise UserError(f"--test-file {cfg.test_file}: a test set can't be called as another or by a word of the log (train, val, ...); rename the file")
-        found = {name: clean(read_rows(p), make, p) for name, p in paths.items()}
+        for name, path in _test_files(cfg.test_file).items():
+            test_sets[name] = clean(read_rows(path), make, path)
     else:
-        found = {name: clean(hub_rows(*at), make, f"{name} test") for name, at in tests.items()}
-    rows = chain.from_iterable(map(read_rows, cfg.train_file.split(",")) if cfg.train_file else (hub_rows(*at) for at in train))
-    return clean(rows, make, "train", set().union(*map(texts, found.values()))), found
+        for name, place in tests.items():
+            test_sets[name] = clean(hub_rows(*place), make, f"{name} test")
+    if cfg.train_file:
+        parts = (read_rows(path) for path in cfg.train_file.split(","))
+    else:
+        parts = (hub_rows(*place) for place in train)
+    taken = {folded(query) for query in chain.from_iterable(test_sets.values())}
+    queries = clean(chain.from_iterable(parts), make, "train", taken)
+    val, rest = hold_out(queries, cfg.val_queries, f"{cfg.task} val")
+    return Splits(rest, val, test_sets, *prompts)
 
 
-def hold_out(rows: list[Query], n: int, seed: str) -> tuple[list[Query], list[Query]]:
-    """n queries drawn uniformly for validation, and the rest in their order. Never more than a fifth of what there is."""
-    if len(rows) < 5:
-        raise UserError(f"--train-file: {len(rows)} usable rows are too few to hold any out for validation")
-    picked = set(random.Random(seed).sample(range(len(rows)), min(n, len(rows) // 5)))
-    return [rows[i] for i in sorted(picked)], [q for i, q in enumerate(rows) if i not in picked]
+def _test_files(paths: str) -> dict[str, str]:
+    """Name -> path: each file of --test-file is a test set, named without its endings."""
+    named = {Path(path).name.split(".")[0]: path for path in paths.split(",")}
+    if len(named) <= paths.count(",") or named.keys() & {"train", "val", "pool", "selected"}:
+        raise UserError(
+            f"--test-file {paths}: a test set can't be called as another or by a word of the log "
+            "(train, val, ...); rename the file"
+        )
+    return named
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# GSM8K and MATH
+def hold_out(queries: list[Query], n: int, seed: str) -> tuple[list[Query], list[Query]]:
+    """n queries drawn uniformly for validation, and the rest.
 
-_BRACE = re.compile(r"(\\(?:boxed|fbox)\s*\{)|\\(?:boxed|fbox)\s+([^\s{}$\\]*[^\s{}$\\.,;])|(\\.|\{)|(\})", re.S)
-_NO_WORD = re.compile(r"\\(?:text|mbox|textrm|q?quad)(?![a-z])|\\[()\[\],;:! ]|[\s$~{}]|[a-zA-Z](?:\([a-z]\))?\s*=\s*$")   # between two boxes
+    Where some queries are of a data set's test part, as MATH's are [App. A], they alone are drawn
+    from, and stand first in the rest. At most a fifth is drawn.
+    """
+    of_test = [query for query in queries if _is_of_test(query)]
+    others = [query for query in queries if not _is_of_test(query)]
+    total = len(of_test) or len(others)
+    if total < 5:
+        raise UserError(
+            f"--train-file: {total} usable rows are too few to hold any out for validation"
+        )
+    drawn = set(random.Random(seed).sample(range(total), min(n, total // 5)))
+    ordered = of_test + others
+    val = [query for i, query in enumerate(ordered) if i in drawn]
+    rest = [query for i, query in enumerate(ordered) if i not in drawn]
+    return val, rest
+
+
+def _is_of_test(query: Query) -> bool:
+    """By MATH's `unique_id`, or by the row's place on the hub."""
+    return query.id.startswith("test/") or "[test]" in query.id
+
+
+# -- GSM8K and MATH --------------------------------------------------------------------------------
+
+_BOX_TOKEN = re.compile(
+    r"(?P<box>\\(?:boxed|fbox)\s*\{)"
+    r"|\\(?:boxed|fbox)\s+(?P<bare>[^\s{}$\\]*[^\s{}$\\.,;])"  # \boxed 2
+    r"|(?P<brace>\{)|(?P<close>\})|\\.",  # \{ is no brace
+    re.S,
+)
+# what may stand between two boxes of one list, beside these joints
+_NO_WORD = re.compile(
+    r"\\(?:text|mbox|textrm|q?quad)(?![a-z])|\\[()\[\],;:! ]|[\s$~{}]"
+    r"|[a-zA-Z](?:\([a-z]\))?\s*=\s*$"  # y = or f(x) =
+)
+_JOINTS = (",", ";", "and", ",and", ";and", "or", ",or", ";or")
+
+
+def _boxes(text: str) -> list[tuple[int, int, slice]]:
+    r"""(start, end, content) of each complete outermost \boxed and \fbox, in one pass."""
+    opened: list[re.Match] = []
+    boxes: list[tuple[int, int, slice]] = []
+    for token in _BOX_TOKEN.finditer(text):
+        kind = token.lastgroup
+        if kind in ("box", "brace"):
+            opened.append(token)
+        elif kind == "bare":
+            boxes.append((*token.span(), slice(*token.span("bare"))))
+        elif kind == "close" and opened:
+            first = opened.pop()
+            if first.lastgroup == "brace":
+                continue
+            while boxes and boxes[-1][0] > first.start():  # it lies inside this one
+                boxes.pop()
+            boxes.append((first.start(), token.end(), slice(first.end(), token.start())))
+    return boxes
 
 
 def last_boxed(text: str, hedged: bool = True) -> str | None:
-    r"""The content of the last complete outermost \boxed{...} or \fbox{...}, in one pass however deep or long the text is.
+    r"""The content of the last complete outermost \boxed{...} or \fbox{...}, None without one.
 
-    Several joined by commas or "and" are one list; of several joined by "or" the last is taken, or, where not `hedged`, none: "".
+    Boxes joined by commas or "and" are one list. Of boxes joined by "or" the last is taken; where
+    they are not `hedged` none is, "": a response that names two answers has none.
 
-    >>> last_boxed(r"so $\boxed{\frac{1}{2}}$."), last_boxed(r"$x = \boxed{1}$, $\boxed 2$, and $x = \boxed{3}$")
-    ('\\frac{1}{2}', '1, 2, 3')
-    >>> last_boxed(r"$\boxed{1}$ and $\boxed{2}$"), last_boxed(r"\boxed{1} or \boxed{2}"), last_boxed(r"\boxed{1} or \boxed{2}", hedged=False)
-    ('1, 2', '2', '')
+    >>> last_boxed(r"so $\boxed{\frac{1}{2}}$."), last_boxed(r"$\boxed 2$, and $x = \boxed{3}$")
+    ('\\frac{1}{2}', '2, 3')
+    >>> last_boxed(r"\boxed{1} or \boxed{2}"), last_boxed(r"\boxed{1} or \boxed{2}", hedged=False)
+    ('2', '')
     """
-    opened, boxes = [], []
-    for m in _BRACE.finditer(text):
-        if m[1] or m[3] == "{":
-            opened.append(m)
-        elif m[2]:
-            boxes.append((m.start(), *m.span(2), m.end()))
-        elif m[4] and opened and (first := opened.pop())[1]:
-            while boxes and boxes[-1][0] > first.start():      # inside this one
-                boxes.pop()
-            boxes.append((first.start(), first.end(), m.start(), m.end()))
-    said: dict[str, None] = {}
-    for i in range(len(boxes) - 1, -1, -1):
-        said[text[boxes[i][1]:boxes[i][2]].strip()] = None
-        joint = re.fullmatch("[,;]?(and|or)?", _NO_WORD.sub("", gap)) if i and len(gap := text[boxes[i - 1][3]:boxes[i][0]]) < 100 else None
-        if not joint or not joint[0]:
+    boxes = _boxes(text)
+    if not boxes:
+        return None
+    start, _, content = boxes.pop()
+    last = text[content].strip()
+    contents = {last: None}  # a set in order, the last box first
+    for left, end, content in reversed(boxes):
+        gap = text[end:start]
+        joint = _NO_WORD.sub("", gap) if len(gap) < 100 else ""
+        if joint not in _JOINTS:
             break
-        if joint[1] == "or":
-            return next(iter(said)) if hedged else ""
-    return ", ".join(reversed(said)) if boxes else None
+        if joint.endswith("or"):
+            return last if hedged else ""
+        contents[text[content].strip()] = None
+        start = left
+    return ", ".join(reversed(contents))
 
 
 def math_row(where: str, row: dict) -> Query:
-    """A row of MATH (`problem`, `solution`, maybe `answer`) or of GSM8K (`question`, `answer` ending in `#### n`) as a Query."""
-    uid = where.rpartition("/")[2]
+    """A row of MATH (`problem`, `solution`, maybe `answer`) or of GSM8K (`question`, `answer`)."""
+    name = where.rpartition("/")[2]
     if "question" in row and "problem" not in row:
-        answer = column(row, "answer")
-        gold = answer.rpartition("####")[2] if "####" in answer else ""
-        return Query(uid, column(row, "question").strip(), gold.strip().replace(",", ""), answer.strip())
+        solution = column(row, "answer").strip()
+        _, mark, gold = solution.rpartition("####")  # the last line is "#### n"
+        gold = gold.strip().replace(",", "") if mark else ""
+        return Query(name, column(row, "question").strip(), gold, solution)
     solution = row["solution"] if isinstance(row.get("solution"), str) else ""
-    gold = row["answer"] if isinstance(row.get("answer"), str) else last_boxed(column(row, "solution"))
-    return Query(str(row.get("unique_id") or uid), column(row, "problem").strip(), (gold or "").strip(), solution.strip())
+    if isinstance(row.get("answer"), str):
+        gold = row["answer"]
+    else:
+        gold = last_boxed(column(row, "solution")) or ""
+    name = str(row.get("unique_id") or name)
+    return Query(name, column(row, "problem").strip(), gold.strip(), solution.strip())
+
+
+GSM8K_PROMPTS = (
+    "Question: {query}\nAnswer:\n",
+    "{query}\nReason step by step, and end with the final number alone on a line, after '#### '.",
+)
+MATH_PROMPTS = (
+    "Problem:\n{query}\n\nSolution:\n",
+    "{query}\nReason step by step, and put the final answer within \\boxed{{}}.",
+)
+MATH_SUBJECTS = [
+    *("algebra", "counting_and_probability", "geometry", "intermediate_algebra"),
+    *("number_theory", "prealgebra", "precalculus"),
+]
 
 
 def load_gsm8k(cfg) -> Splits:
-    """GSM8K (`question`, `answer`): 500 of the train rows are held out for validation; the test set is only reported."""
-    rows, tests = read_sets(cfg, math_row, [("openai/gsm8k", "main", "train")], {"gsm8k": ("openai/gsm8k", "main", "test")})
-    val, train = hold_out(rows, cfg.val_queries, "gsm8k val")
-    return Splits(train, val, tests, "Question: {query}\nAnswer:\n",
-                  "{query}\nReason step by step, and end with the final number alone on a line, after '#### '.")
-
-
-MATH_SUBJECTS = "algebra counting_and_probability geometry intermediate_algebra number_theory prealgebra precalculus".split()
-
-
-def _of_test(q: Query) -> bool:
-    return q.id.startswith("test/") or "[test]" in q.id        # a `unique_id`; a row's place on the hub
+    """GSM8K: 500 of the train rows are held out for validation."""
+    name = "openai/gsm8k"
+    tests = {"gsm8k": (name, "main", "test")}
+    return load(cfg, math_row, [(name, "main", "train")], tests, GSM8K_PROMPTS)
 
 
 def load_math(cfg) -> Splits:
-    """MATH split as in the paper [App. A]: MATH500 to test, 500 others of the test set to validate, 4,000 + 7,500 to train; GSM8K test besides.
+    """MATH: MATH500 to test, 500 others of the test part to validate, 11,500 to train   [App. A]
 
-    Local files: --train-file takes MATH rows (both original files, or the 12,000 that are not in MATH500), --test-file MATH500 and any
-    further test sets. Validation comes from the test set's rows where it can be told (by `unique_id`, or on the hub), as in the paper.
+    GSM8K's test rows are a second test set. --train-file takes both original files, or the 12,000
+    rows that are not in MATH500; --test-file takes MATH500 and any further test sets.
     """
-    rows, tests = read_sets(cfg, math_row, [("EleutherAI/hendrycks_math", s, split) for split in ("train", "test") for s in MATH_SUBJECTS],
-                            {"math500": ("HuggingFaceH4/MATH-500", None, "test"), "gsm8k": ("openai/gsm8k", "main", "test")})
-    of_test = [*filter(_of_test, rows)]
-    val, rest = hold_out(of_test or rows, cfg.val_queries, "math val")
-    train = rest + [q for q in rows if of_test and not _of_test(q)]
-    return Splits(train, val, tests, "Problem:\n{query}\n\nSolution:\n",
-                  "{query}\nReason step by step, and put the final answer within \\boxed{{}}.")
+    name = "EleutherAI/hendrycks_math"
+    train = [(name, subject, "train") for subject in MATH_SUBJECTS]
+    train += [(name, subject, "test") for subject in MATH_SUBJECTS]
+    tests = {
+        "math500": ("HuggingFaceH4/MATH-500", None, "test"),
+        "gsm8k": ("openai/gsm8k", "main", "test"),
+    }
+    return load(cfg, math_row, train, tests, MATH_PROMPTS)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# ARC-Challenge
+# -- ARC-Challenge ---------------------------------------------------------------------------------
+
+ARC_PROMPTS = (
+    "Question: {query}\nAnswer:\n",
+    "{query}\nThink step by step, and end with 'The answer is (X).', "
+    "where X is the label of the one right choice.",
+)
+
 
 def arc_row(where: str, row: dict) -> Query:
-    """A row of ARC: `question`, `choices` {text: [...], label: [...]}, `answerKey`; the labels are letters or digits, as the row has them."""
+    """A row of ARC: `question`, `choices` {text: [...], label: [...]}, `answerKey`, a label."""
     match row:
-        case {"question": str(question), "choices": {"text": [_, *_] as choices, "label": [*labels]}, "answerKey": str(gold)} if \
-                len(choices) == len(labels) and all(isinstance(x, str) for x in choices + labels):
-            if gold in labels and len({*labels}) == len(labels) and {*labels} <= {*"ABCDE12345"}:
-                return Query(where.rpartition("/")[2], "\n".join([question.strip(), *(f"({x}) {c}" for x, c in zip(labels, choices))]), gold)
-            raise BadRow("answerKey is none of the choices' labels, or these are not from A-E or 1-5")
-    raise BadRow("no question with choices {text: [...], label: [...]} and answerKey")
+        case {
+            "question": str(question),
+            "choices": {"text": [_, *_] as choices, "label": [*labels]},
+            "answerKey": str(gold),
+        } if len(choices) == len(labels) and _texts_only([*choices, *labels]):
+            pass
+        case _:
+            raise BadRow("no question with choices {text: [...], label: [...]} and answerKey")
+    known = set("ABCDE12345")
+    if gold not in labels or len(set(labels)) < len(labels) or not known.issuperset(labels):
+        raise BadRow("answerKey is none of the choices' labels, or these are not from A-E or 1-5")
+    lines = [f"({label}) {choice}" for label, choice in zip(labels, choices)]
+    return Query(where.rpartition("/")[2], "\n".join([question.strip(), *lines]), gold)
 
 
 def load_arc(cfg) -> Splits:
-    """ARC-Challenge [Sec. 4.1]: 1,119 train and 299 validation rows, 200 of them held out; no human solutions, so there is no SFT."""
-    rows, tests = read_sets(cfg, arc_row, [("allenai/ai2_arc", "ARC-Challenge", split) for split in ("train", "validation")],
-                            {"arc": ("allenai/ai2_arc", "ARC-Challenge", "test")})
-    val, train = hold_out(rows, cfg.val_queries, "arc val")
-    return Splits(train, val, tests, "Question: {query}\nAnswer:\n",
-                  "{query}\nThink step by step, and end with 'The answer is (X).', where X is the label of the one right choice.")
+    """ARC-Challenge: 200 of 1,418 rows are held out; no human solutions, so no SFT   [Sec. 4.1]"""
+    name, config = "allenai/ai2_arc", "ARC-Challenge"
+    train = [(name, config, "train"), (name, config, "validation")]
+    return load(cfg, arc_row, train, {"arc": (name, config, "test")}, ARC_PROMPTS)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Code
+# -- code ------------------------------------------------------------------------------------------
 
-MAX_TESTS, MAX_TEST_CHARS, MAX_SOLUTIONS = 1000, 100_000, 5        # a problem; solutions as in the paper [Sec. 4.1]
+MAX_TESTS = 1000  # a problem
+MAX_TEST_CHARS = 100_000
+MAX_SOLUTIONS = 5  # human solutions a problem   [Sec. 4.1]
+CODE_PROMPTS = (
+    "QUESTION:\n{query}\n\nANSWER:\n",
+    "{query}\n\nAnswer with one Python program and nothing else.",
+)
 
 
 def apps_tests(row: dict) -> dict:
-    """`input_output` of an APPS row, checked: {"inputs": [...], "outputs": [...], "fn_name": name or None}; raises BadRow."""
-    match json_column(row, "input_output"):
+    """The `input_output` of an APPS row, checked; raises BadRow.
+
+    returns  {"inputs": [...], "outputs": [...], "fn_name": name or None}
+    """
+    tests = json_column(row, "input_output")
+    match tests:
         case None | {"inputs": []}:
             raise BadRow("no tests")
-        case {"inputs": [*inputs], "outputs": [*outputs], **rest} if len(inputs) == len(outputs):
-            if len(inputs) > MAX_TESTS or len(row["input_output"]) > MAX_TEST_CHARS:
-                raise BadRow(f"more than {MAX_TESTS:,} tests, or more than {MAX_TEST_CHARS // 1000} kB of them")
-            name, texts = rest.get("fn_name"), chain.from_iterable(t if isinstance(t, list) else [t] for t in inputs + outputs)
-            if all(isinstance(t, list) for t in inputs) and isinstance(name, str) if name else all(isinstance(t, str) for t in texts):
-                return {"inputs": inputs, "outputs": outputs, "fn_name": name or None}
-    raise BadRow("tests of another form than APPS's")
+        case {"inputs": [*inputs], "outputs": [*outputs]} if len(inputs) == len(outputs):
+            name = tests.get("fn_name") or None
+        case _:
+            raise BadRow("tests of another form than APPS's")
+    if len(inputs) > MAX_TESTS or len(row["input_output"]) > MAX_TEST_CHARS:
+        size = f"{MAX_TEST_CHARS // 1000} kB"
+        raise BadRow(f"more than {MAX_TESTS:,} tests, or more than {size} of them")
+    if name is None:  # a program reads and writes a text, or a list of lines
+        lines = [t if isinstance(t, list) else [t] for t in inputs + outputs]
+        fits = _texts_only(chain.from_iterable(lines))
+    else:
+        fits = isinstance(name, str) and all(isinstance(t, list) for t in inputs)
+    if not fits:
+        raise BadRow("tests of another form than APPS's")
+    return {"inputs": inputs, "outputs": outputs, "fn_name": name}
 
 
 def assert_lines(source: str, **how: str) -> dict:
-    """What rewards.assert_tests takes, checked: {"asserts": {"source": Python with assert lines, ...}}; raises BadRow."""
+    """The tests of MBPP or HumanEval for sandbox.assert_tests, checked; raises BadRow.
+
+    source   Python with assert lines
+    how      `setup`, or `entry` and `reference`
+    """
     try:
         body = ast.parse(source).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise BadRow("tests that are no Python") from None
-    if len(source) > MAX_TEST_CHARS or not body or "entry" in how and not any(getattr(n, "name", "") == "check" for n in body):
+    is_empty = not body
+    if "entry" in how:
+        is_empty = "check" not in [getattr(node, "name", "") for node in body]
+    if is_empty or len(source) > MAX_TEST_CHARS:
         raise BadRow(f"no tests, or more than {MAX_TEST_CHARS // 1000} kB of them")
     return {"asserts": {"source": source, **how}}
 
 
+def _humaneval_row(row: dict) -> tuple[str, dict, list[str]]:
+    text, test, entry = (column(row, name) for name in ("prompt", "test", "entry_point"))
+    reference = text + column(row, "canonical_solution")
+    return text, assert_lines(test, entry=entry, reference=reference), []
+
+
+def _mbpp_row(row: dict) -> tuple[str, dict, list[str]]:
+    source = "\n".join(map(str, row["test_list"] or []))
+    solution = column(row, "code").replace("\r\n", "\n")
+    text = f"{column(row, 'text').strip()}\nYour code should pass these tests:\n{source}"
+    return text, assert_lines(source, setup=row.get("test_setup_code") or ""), [solution]
+
+
+def _apps_row(row: dict) -> tuple[str, dict, list[str]]:
+    tests = apps_tests(row)
+    form = "Call-Based" if tests["fn_name"] else "Standard Input"
+    question, starter = column(row, "question").strip(), row.get("starter_code") or ""
+    text = f"{question}\n\n{starter}\nUse {form} format"
+    solutions = json_column(row, "solutions") if row.get("solutions") else None
+    if not isinstance(solutions or [], list) or not _texts_only(solutions or []):
+        raise BadRow("solutions that are no list of programs")
+    return text, tests, solutions or []
+
+
 def code_row(where: str, row: dict, unsafe: bool = False) -> Query:
-    """A row of APPS (`question`, `input_output`, `starter_code`, `solutions`), of MBPP (`text`, `test_list`, `code`) or of HumanEval
-    (`prompt`, `test`, `entry_point`, `canonical_solution`). gold is the JSON that `rewards.passes` reads; `unsafe`: how it may run them."""
-    solutions = []
+    """A row of APPS, MBPP or HumanEval, which its columns tell.
+
+    unsafe   whether sandbox.passes may run programs without its walls
+    returns  a Query whose gold is the JSON that sandbox.passes reads
+    """
     if "entry_point" in row:
-        text = column(row, "prompt")
-        tests = assert_lines(column(row, "test"), entry=column(row, "entry_point"), reference=text + column(row, "canonical_solution"))
+        text, tests, solutions = _humaneval_row(row)
     elif "test_list" in row:
-        source, solutions = "\n".join(map(str, row["test_list"] or [])), [column(row, "code").replace("\r\n", "\n")]
-        text = f"{column(row, 'text').strip()}\nYour code should pass these tests:\n{source}"
-        tests = assert_lines(source, setup=row.get("test_setup_code") or "")
+        text, tests, solutions = _mbpp_row(row)
     else:
-        tests, starter = apps_tests(row), row.get("starter_code") or ""
-        text = f"{column(row, 'question').strip()}\n\n{starter}\nUse {'Call-Based' if tests['fn_name'] else 'Standard Input'} format"
-        solutions = json_column(row, "solutions") or [] if row.get("solutions") else []
-        if not isinstance(solutions, list) or not all(isinstance(y, str) for y in solutions):
-            raise BadRow("solutions that are no list of programs")
-    first, *more = [y.strip("\n") for y in random.Random(text).sample(solutions, min(MAX_SOLUTIONS, len(solutions)))] or [""]
-    return Query(where.rpartition("/")[2], text.strip(), json.dumps({**tests, "unsafe": unsafe}), first, tuple(more))
+        text, tests, solutions = _apps_row(row)
+    n = min(MAX_SOLUTIONS, len(solutions))
+    drawn = [y.strip("\n") for y in random.Random(text).sample(solutions, n)]
+    first, *more = drawn or [""]
+    gold = json.dumps({**tests, "unsafe": unsafe})
+    return Query(where.rpartition("/")[2], text.strip(), gold, first, tuple(more))
 
 
 def load_code(cfg) -> Splits:
     """APPS to train and to test, MBPP's test rows as a small second test set   [Sec. 4.1]"""
-    apps = "hf://datasets/codeparrot/apps/{}.jsonl"
-    rows, tests = read_sets(cfg, functools.partial(code_row, unsafe=cfg.unsafe_code), [(apps.format("train"), None, "train")],
-                            {"apps": (apps.format("test"), None, "test"), "mbpp": ("google-research-datasets/mbpp", "full", "test")})
-    val, train = hold_out(rows, cfg.val_queries, "code val")
-    return Splits(train, val, tests, "QUESTION:\n{query}\n\nANSWER:\n", "{query}\n\nAnswer with one Python program and nothing else.")
+    make = functools.partial(code_row, unsafe=cfg.unsafe_code)
+    apps = "hf://datasets/codeparrot/apps/"
+    tests = {
+        "apps": (apps + "test.jsonl", None, "test"),
+        "mbpp": ("google-research-datasets/mbpp", "full", "test"),
+    }
+    return load(cfg, make, [(apps + "train.jsonl", None, "train")], tests, CODE_PROMPTS)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Text -> ids -> batches
+# -- text to ids to batches ------------------------------------------------------------------------
+
+Example = tuple[
+    list[int], int
+]  # ids (L,) of prompt and response; the first n_prompt are the prompt
+
 
 def prompt_ids(tokenizer, query: Query, splits: Splits, chat: bool) -> list[int]:
-    """The prompt of a query as token ids (L,): the task's base prompt, or its chat prompt through the tokenizer's own template."""
+    """The prompt of a query as token ids (L,).
+
+    chat  True: the task's chat prompt through the tokenizer's own template; False: its base prompt
+    """
     if chat:
-        turn = [{"role": "user", "content": splits.chat.format(query=query.text)}]
-        return tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=False)
+        turn = {"role": "user", "content": splits.chat.format(query=query.text)}
+        return tokenizer.apply_chat_template(
+            [turn], add_generation_prompt=True, tokenize=True, return_dict=False
+        )
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    return bos + tokenizer(splits.base.format(query=query.text), add_special_tokens=False)["input_ids"]
+    text = splits.base.format(query=query.text)
+    return bos + tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
-def example(tokenizer, prompt: list[int], response: str, max_length: int) -> tuple[list[int], int] | None:
-    """(ids (L,), n_prompt): prompt, response and end-of-text; None if it is longer than max_length (a cut-off solution teaches no ending)."""
-    ids = prompt + tokenizer(response, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
-    return (ids, len(prompt)) if len(ids) <= max_length else None
+def example(tokenizer, prompt: list[int], response: str, max_length: int) -> Example | None:
+    """Prompt, response and end of text; None if they are longer than max_length tokens.
+
+    A solution that is cut off would teach no ending.
+    """
+    ids = prompt + tokenizer(response, add_special_tokens=False)["input_ids"]
+    ids.append(tokenizer.eos_token_id)
+    if len(ids) > max_length:
+        return None
+    return ids, len(prompt)
 
 
-def micro_batches(examples: list[tuple[list[int], int]], token_budget: int) -> Iterator[tuple[list[list[int]], list[int]]]:
-    """Cuts a global batch, longest first, into padded micro-batches of at most token_budget tokens (and at least one row).
+def micro_batches(
+    examples: list[Example], token_budget: int
+) -> Iterator[tuple[list[list[int]], list[int]]]:
+    """Cuts a global batch, longest first, into micro-batches of at most token_budget padded tokens.
 
-    yields  (ids (B, l_i), n_prompt (B,)), rows of unequal length, longest first
+    A micro-batch has at least one row.
 
-    >>> [(len(ids), len(ids[0])) for ids, _ in micro_batches([([1] * n, 1) for n in (2, 9, 8, 3)], 18)]
+    yields  ids (B, l_i), rows of unequal length, longest first; n_prompt (B,)
+
+    >>> examples = [([1] * n, 1) for n in (2, 9, 8, 3)]
+    >>> [(len(ids), len(ids[0])) for ids, _ in micro_batches(examples, 18)]
     [(2, 9), (2, 3)]
     """
-    order = sorted(examples, key=lambda e: -len(e[0]))
-    while order:
-        rows = max(1, token_budget // len(order[0][0]))
-        yield [e[0] for e in order[:rows]], [e[1] for e in order[:rows]]
-        order = order[rows:]
+    order = sorted(examples, key=lambda e: len(e[0]), reverse=True)
+    start = 0
+    while start < len(order):
+        longest = len(order[start][0])
+        batch = order[start : start + max(1, token_budget // longest)]
+        yield [e[0] for e in batch], [e[1] for e in batch]
+        start += len(batch)
 
 
 def progress(total: int, desc: str):
     """A tqdm bar on stderr; without a terminal, a line every half minute."""
     from tqdm import tqdm
-    tty = sys.stderr.isatty()
-    return tqdm(total=total, desc=desc, leave=not tty, file=sys.stderr, mininterval=0.2 if tty else 30, smoothing=0.05,
-                bar_format=None if tty else "{desc} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]\n")
+
+    if sys.stderr.isatty():
+        return tqdm(total=total, desc=desc, leave=False, mininterval=0.2, smoothing=0.05)
+    line = "{desc} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]\n"
+    return tqdm(total=total, desc=desc, mininterval=30, smoothing=0.05, bar_format=line)
+
+
+@contextmanager
+def unbroken() -> Iterator[list[bool]]:
+    """Does nothing: removed with its last user."""
+    yield []

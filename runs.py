@@ -296,7 +296,7 @@ def toy_base(cfg: Config) -> str:
         if is_complete(folder):
             return str(folder)
         blank = folder.with_name(f".{folder.name}.blank")
-        toy.make_tiny_llama(blank, toy.TOY_WORDS, 0)
+        toy.make_tiny_llama(blank, toy.STORY_WORDS, 0)
         tokenizer = load_tokenizer(blank)
         settings = dict(optim="adamw", batch_size=32, clip=1.0, token_budget=4096)
         cfg = dataclasses.replace(cfg, **settings)
