@@ -27,6 +27,7 @@ from data import Splits, UserError
 # -- tables: a fork adds an entry -----------------------------------------------------------------
 
 LOADERS: dict[str, Callable[..., Splits]] = {
+    "walk": toy.load_walk,
     "toy": toy.load_stories,
     "gsm8k": data.load_gsm8k,
     "math": data.load_math,
@@ -168,6 +169,24 @@ MEMORY = {
 LARGE = dict(gradient_checkpointing=True, token_budget=8192)
 
 PRESETS = {
+    "walk": dict(
+        sft_lr=5e-4,
+        num_iters=6,
+        K=8,
+        steps_per_iter=60,
+        batch_size=32,
+        lr=1e-3,
+        lr_end=3e-4,
+        balance_queries=80,
+        max_tokens=18,
+        max_length=64,
+        token_budget=4096,
+        eval_queries=200,
+        val_queries=100,
+        toy_texts=4000,
+        toy_queries=800,
+        toy_solutions=6400,
+    ),
     "toy": dict(
         reward="answer+prm",
         sft_lr=3e-4,

@@ -94,6 +94,7 @@ class Splits:
     tests: dict[str, list[Query]]
     base: str  # the prompt of a base model, around {query}
     chat: str  # the user's turn for a chat model, around {query}
+    human: list[Query] = field(default_factory=list)  # the SFT set, where it is not train's own
 
 
 # -- rows of a file or of the hub ------------------------------------------------------------------

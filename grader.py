@@ -31,6 +31,7 @@ from typing import Callable, Sequence
 
 from data import last_boxed
 from sandbox import extract_program, passes
+from toy import reaches
 
 Number = Fraction | complex
 Tree = str | tuple  # a leaf, or (kind, children)
@@ -631,6 +632,7 @@ class Grader:
 
 
 GRADERS = {
+    "walk": Grader(str.strip, reaches),
     "toy": Grader(_toy_answer, operator.eq),
     "arc": Grader(_choice, lambda pred, gold: (_choice(pred) or pred) == gold),
     "gsm8k": Grader(_final_answer, _same),

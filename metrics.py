@@ -293,7 +293,8 @@ def decide(reward, correct, text, temperatures: list, taus: list, n_star: int, s
     returns  the ledger's line: the chosen temperature and tau, their mean effect qe and its 95 %
              interval, the points [T, tau] not significantly below it (tied, and their number ties),
              the share of queries without a selection (empty), which of the two lie at an end of the
-             grid (edge), blind if every mean is 0, all means (surface, G_T lists of G_tau)
+             grid (edge), blind if every mean is 0, at each T the share of right samples (yield) and
+             unique right ones a query (unique), all means (surface, G_T lists of G_tau)
     """
     by_T = [effects(*pool, taus, n_star) for pool in zip(reward, correct, text, strict=True)]
     qe = np.stack([effect for effect, _ in by_T])  # (G_T, Q, G_tau)
@@ -315,6 +316,8 @@ def decide(reward, correct, text, temperatures: list, taus: list, n_star: int, s
         "n_star": n_star,
         "seed": seed,
         "temperatures": list(temperatures),
+        "yield": [round(float(np.mean(c)), 4) for c in correct],
+        "unique": [unique_correct(*pool) for pool in zip(reward, correct, text)],
         "taus": list(taus),
         "surface": surface.round(6).tolist(),
     }
@@ -347,6 +350,16 @@ def _edges(**places: tuple[int, int]) -> list[str]:
         if n > 1 and i in (0, n - 1):
             edges.append(name)
     return edges
+
+
+def unique_correct(reward, correct, text) -> float:
+    """Right samples a query that say different things; the arguments are (Q, K), see `as_arrays`.
+
+    >>> unique_correct([[1, 1, 1, 0]], [[True, True, True, False]], [[0, 0, 1, 2]])
+    2.0
+    """
+    counted = np.asarray(correct, dtype=bool) & ~repeats(reward, text)
+    return round(float(counted.sum(axis=1).mean()), 4)
 
 
 def nearest(values: Sequence[float], x: float) -> int:
@@ -442,7 +455,8 @@ def of_pool(
     check    the exact step checker of the task, or None
     returns  {"qe": mean, "n_star", "kept", "sampled", "pool/correct": %, ...}; see `watch_prm`
     """
-    qe, _ = effects(*as_arrays(pool), [tau], n_star)
+    arrays = as_arrays(pool)
+    qe, _ = effects(*arrays, [tau], n_star)
     n_kept = sum(map(len, kept))
     row = {
         "qe": round(float(qe.mean()), 6),
@@ -450,6 +464,7 @@ def of_pool(
         "kept": n_kept,
         "sampled": sum(map(len, pool)),
         "pool/correct": pass_at_1(pool),
+        "pool/unique": unique_correct(*arrays),
         "selected/correct": pass_at_1([list(chain.from_iterable(kept))]) if n_kept else None,
         "queries_kept": sum(map(bool, kept)),
     }

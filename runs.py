@@ -248,7 +248,9 @@ def set_up(cfg: Config, run: Run | None = None) -> Setup:
     prompt = functools.cache(lambda q: data.prompt_ids(tokenizer, q, splits, chat))
     drop_long_prompts(splits, prompt, cfg)
     engine = make_engine(cfg, tokenizer, prompt, base)  # before the trainer takes memory
-    human = [(q, y) for q in splits.train for y in (q.solution, *q.more_solutions) if y]
+    human = [
+        (q, y) for q in splits.human or splits.train for y in (q.solution, *q.more_solutions) if y
+    ]
     examples = encode(human, prompt, tokenizer, cfg, "human solutions")
     return Setup(splits, base, tokenizer, prompt, engine, examples)
 
@@ -290,24 +292,25 @@ def drop_long_prompts(splits: Splits, prompt: Callable, cfg: Config) -> None:
 
 
 def toy_base(cfg: Config) -> str:
-    """The toy's base model, the same for all seeds: a tiny Llama that has read careless authors."""
-    folder = CACHE / f"toy-base-{cfg.toy_max_ops}-{cfg.toy_texts}"
+    """The toy's base model, a tiny Llama that has read the toy's texts; made once and cached."""
+    base = toy.BASES.get(cfg.task, toy.story_base)(cfg)
+    folder = CACHE / base.name
     with one_at_a_time(folder):
         if is_complete(folder):
             return str(folder)
         blank = folder.with_name(f".{folder.name}.blank")
-        toy.make_tiny_llama(blank, toy.STORY_WORDS, 0)
+        toy.make_tiny_llama(blank, base.words, base.seed, layers=base.layers)
         tokenizer = load_tokenizer(blank)
-        settings = dict(optim="adamw", batch_size=32, clip=1.0, token_budget=4096)
+        settings = dict(optim="adamw", batch_size=base.batch_size, clip=1.0, token_budget=4096)
         cfg = dataclasses.replace(cfg, **settings)
         policy = load_policy(cfg, blank)
         examples = []
-        for q in toy.story_texts(cfg.toy_max_ops, cfg.toy_texts):
+        for q in base.texts:
             ids = tokenizer("<s> " + q.text, add_special_tokens=False)["input_ids"]
             examples.append(data.example(tokenizer, ids, q.solution, 1000))
-        n = math.ceil(len(examples) / cfg.batch_size)
-        phase = Phase("toy base", 0, range(n), n, peak=5e-3, end=1e-4, warmup=0.02)
-        train(policy, adamw(policy, 5e-3), examples, phase, cfg)
+        n = base.steps
+        phase = Phase("toy base", base.seed, range(n), n, peak=base.lr, end=1e-4, warmup=0.02)
+        train(policy, adamw(policy, base.lr), examples, phase, cfg)
         save(State(0, policy), folder, tokenizer)
         shutil.rmtree(blank)
     return str(folder)

@@ -1,21 +1,186 @@
-"""The toy: chains of modular arithmetic in words, after iGSM ("Physics of Language Models 2.1").
+"""The two toys: number walks, on which balancing pays, and stories, whose steps a PRM can judge.
 
-    a seed -> stories with gold and solution;   (story, response) -> is each step right
+    seed -> questions with gold and human solutions;   (question, response) -> is each step right
 
+A walk goes from one number to another by a few moves, `3 > 47 :` -> `+7 10 *2 20 ...`. The base
+model has read clean walks, and the human solutions are careless: one word in five is wrong, at
+random. So the SFT policy's best guess is good, and its samples at T = 1 are mostly wrong. A right
+answer can't be luck, and a question has dozens of them. It shows what T does to a pool.
+
+A story is a chain of modular arithmetic in words, after iGSM ("Physics of Language Models 2.1").
 The base model has read authors who misread most sentences. The human solutions are few, careful and
 mostly of easy stories. An answer can be guessed, since there are only five, and every step can be
-checked, so "a right answer by wrong reasoning" is a number here. The toy shows the dynamics of
-self-training. It says nothing about how a pre-trained model reads English.
+checked, so "a right answer by wrong reasoning" is a number here.
+
+Both show the dynamics of self-training. They say nothing about how a pre-trained model reads.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import operator
 import random
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from data import Query, Splits, UserError
+
+# -- walks -----------------------------------------------------------------------------------------
+
+TOP = 100  # the numbers are 1 to TOP
+MOVES = ("+3", "-4", "*2", "/2", "+7", "-9")
+WALK_WORDS = [*map(str, range(1, TOP + 1)), *MOVES, ">", ":"]
+SLACK = 2  # a walk may take so many moves more than the shortest one
+FARTHEST = 6  # moves between the two numbers of a question, at most
+HELD_OUT = 2000  # pairs of numbers that validation and test questions come from, and no text
+LONGEST_TEXT = 4  # moves of a walk that the base or the SFT policy has read, at most
+CARELESS = 0.2  # share of the words of a human solution that are wrong, at random
+
+
+# -- walks: numbers and moves ----------------------------------------------------------------------
+
+
+def move_to(number: int, move: str) -> int | None:
+    """The number that a move leads to, None where the move is not allowed.
+
+    >>> move_to(3, "+7"), move_to(3, "/2"), move_to(60, "*2"), move_to(3, "+8")
+    (10, None, None, None)
+    """
+    if move not in MOVES:
+        return None
+    by = int(move[1:])
+    if move[0] == "/" and number % by:
+        return None
+    result = {"+": number + by, "-": number - by, "*": number * by, "/": number // by}[move[0]]
+    return result if 1 <= result <= TOP else None
+
+
+@functools.cache
+def neighbours(number: int) -> dict[str, int]:
+    """The allowed moves from a number, and the numbers that they lead to."""
+    reached = {move: move_to(number, move) for move in MOVES}
+    return {move: result for move, result in reached.items() if result is not None}
+
+
+@functools.cache
+def distances(start: int) -> dict[int, int]:
+    """The least number of moves from `start` to each number, by breadth-first search."""
+    least = {start: 0}
+    queue = [start]
+    for number in queue:
+        for result in neighbours(number).values():
+            if result not in least:
+                least[result] = least[number] + 1
+                queue.append(result)
+    return least
+
+
+# -- walks: the checker ----------------------------------------------------------------------------
+
+
+def check_walk(text: str, response: str) -> list[bool]:
+    """For each move of a walk: it and all moves before it are allowed and rightly computed.
+
+    text is the question `START > GOAL :`; no number may occur twice. Whether the walk ends at the
+    goal, and soon enough, is the answer's part, see `reaches`.
+
+    >>> check_walk("3 > 17 :", "+7 10 *2 20 +7 27")
+    [True, True, True]
+    >>> check_walk("3 > 17 :", "+7 10 *2 30 +7 37"), check_walk("3 > 17 :", "+7 10 +3")
+    ([True, False, False], [True, False])
+    """
+    number = int(text.split()[0])
+    visited = {number}
+    words = response.split()
+    right = []
+    for at in range(0, len(words), 2):
+        number = neighbours(number).get(words[at])
+        if number in visited or words[at + 1 : at + 2] != [str(number)]:
+            return right + [False] * len(words[at::2])
+        visited.add(number)
+        right.append(True)
+    return right
+
+
+def reaches(response: str, gold: str) -> bool:
+    """1[the walk is right, ends at its goal and is short enough]; gold is `START > GOAL in MOVES`.
+
+    >>> [reaches(walk, "3 > 20 in 3") for walk in ("+7 10 *2 20", "+7 10 *2 21", "+7 10")]
+    [True, False, False]
+    """
+    start, _, goal, _, allowed = gold.split()
+    moves = check_walk(start, response)
+    return len(moves) <= int(allowed) and all(moves) and response.split()[-1:] == [goal]
+
+
+# -- walks: questions and texts --------------------------------------------------------------------
+
+
+def walk_query(start: int, goal: int, uid: str, solution: str = "") -> Query:
+    """The question `START > GOAL :`."""
+    gold = f"{start} > {goal} in {distances(start)[goal] + SLACK}"
+    return Query(uid, f"{start} > {goal} :", gold, solution)
+
+
+def pairs(seed: int) -> list[tuple[int, int]]:
+    """All (start, goal), shuffled; the first HELD_OUT are kept from training."""
+    every = [divmod(code, TOP) for code in range(TOP * TOP)]
+    different = [(a + 1, b + 1) for a, b in every if a != b]
+    random.Random(f"pairs {seed}").shuffle(different)
+    return different
+
+
+def questions(among: list[tuple[int, int]], nearest: int, split: str) -> list[Query]:
+    """The questions whose goal is `nearest` to FARTHEST moves away."""
+    inside = [p for p in among if nearest <= distances(p[0]).get(p[1], 0) <= FARTHEST]
+    return [walk_query(start, goal, f"{split}/{i}") for i, (start, goal) in enumerate(inside)]
+
+
+def random_walk(rng: random.Random) -> list[int | str]:
+    """start, move, number, move, number, ...: 1 to LONGEST_TEXT moves, no number twice."""
+    length = rng.randint(1, LONGEST_TEXT)
+    walk: list[int | str] = [rng.randint(1, TOP)]
+    while len(walk) < 2 * length + 1:
+        ahead = [step for step in neighbours(walk[-1]).items() if step[1] not in walk]
+        if not ahead:
+            return random_walk(rng)
+        walk += rng.choice(ahead)
+    return walk
+
+
+def careless(words: list[str], share: float, rng: random.Random) -> list[str]:
+    """The words of a walk, a share of them replaced: a move by any move, a number by any number."""
+    written = []
+    for at, word in enumerate(words):
+        other = rng.choice(MOVES) if at % 2 == 0 else str(rng.randint(1, TOP))
+        written.append(other if rng.random() < share else word)
+    return written
+
+
+def walk_texts(seed: int, n: int, slip: float, split: str) -> list[Query]:
+    """n random walks, each a solution of the question that it answers; none is held out."""
+    rng = random.Random(f"{split} {seed}")
+    kept_back = set(pairs(seed)[:HELD_OUT])
+    texts: list[Query] = []
+    while len(texts) < n:
+        start, *rest = random_walk(rng)
+        if (start, rest[-1]) not in kept_back:
+            solution = " ".join(careless([str(word) for word in rest], slip, rng))
+            texts.append(walk_query(start, rest[-1], f"{split}/{len(texts)}", solution))
+    return texts
+
+
+def load_walk(cfg) -> Splits:
+    """A pool of training questions, a careless SFT set, held-out questions; all from the seed."""
+    shuffled = pairs(cfg.seed)
+    held_out = questions(shuffled[:HELD_OUT], 3, "test")
+    val, test = held_out[: cfg.val_queries], held_out[cfg.val_queries :]
+    train = questions(shuffled[HELD_OUT:], 2, "train")[: cfg.toy_queries]
+    human = walk_texts(cfg.seed, cfg.toy_solutions, CARELESS, "human")
+    return Splits(train, val, {"walk": test}, "{query}", "{query}", human)
+
 
 # -- stories ---------------------------------------------------------------------------------------
 
@@ -207,10 +372,36 @@ def _fresh(rng: random.Random, cfg, split: str, n: int, seen: set[str]) -> list[
     return queries
 
 
-CHECKERS = {"toy": check_story}  # task -> (question, response) -> whether each step is right
+# -- the base models -------------------------------------------------------------------------------
 
 
-# -- the base model --------------------------------------------------------------------------------
+@dataclass
+class Base:
+    """How a toy's base model is made: what it reads, in how many steps, and its size."""
+
+    name: str  # of its folder
+    seed: int
+    words: list[str]  # its vocabulary
+    texts: list[Query]
+    layers: int
+    steps: int
+    batch_size: int
+    lr: float
+
+
+def walk_base(cfg) -> Base:
+    """The base of the walks, another one for each seed."""
+    texts = walk_texts(cfg.seed, cfg.toy_texts, 0.0, "text")
+    name = f"walk-base-{cfg.toy_texts}-{cfg.seed}"
+    return Base(name, cfg.seed, WALK_WORDS, texts, layers=3, steps=800, batch_size=64, lr=2e-3)
+
+
+def story_base(cfg) -> Base:
+    """The base of the stories, the same for all seeds."""
+    texts = story_texts(cfg.toy_max_ops, cfg.toy_texts)
+    name = f"toy-base-{cfg.toy_max_ops}-{cfg.toy_texts}"
+    steps = math.ceil(len(texts) / 32)
+    return Base(name, 0, STORY_WORDS, texts, layers=2, steps=steps, batch_size=32, lr=5e-3)
 
 
 def make_tiny_llama(
@@ -244,3 +435,9 @@ def make_tiny_llama(
     torch.manual_seed(seed)
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+# -- tables: task -> ... ---------------------------------------------------------------------------
+
+BASES = {"walk": walk_base, "toy": story_base}  # how its base model is made
+CHECKERS = {"toy": check_story}  # (question, response) -> whether each step is right
