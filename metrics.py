@@ -184,8 +184,8 @@ def calibration(p, label, bins: int = 10) -> dict:
     returns   {"ece": float, "calibration": {"score": mean p, "correct": share of positives, "n":
               count}}, the three with a number a bin; a mean over none is None
 
-    >>> calibration([0.2, 0.9, 0.8, 1.0], [0, 1, 0, 1], bins=2)
-    {'ece': 0.225, 'calibration': {'score': [0.2, 0.9], 'correct': [0.0, 0.6667], 'n': [1, 3]}}
+    >>> calibration([0.2, 0.9, 0.8, 1.0], [1, 1, 0, 1], bins=2)
+    {'ece': 0.375, 'calibration': {'score': [0.2, 0.9], 'correct': [1.0, 0.6667], 'n': [1, 3]}}
     """
     p = np.asarray(p, float)
     place = np.minimum((p * bins).astype(int), bins - 1)
