@@ -11,7 +11,7 @@ import pytest
 import metrics
 import rewards
 from config import parse_config
-from data import Sample
+from data import Query, Sample
 
 README = (Path(metrics.__file__).parent / "README.md").read_text(encoding="utf-8")
 MAP = re.findall(r"^\| ([^|]+) \| `(\w+)\.py:(\w+)` \|", README, re.M)
@@ -53,11 +53,10 @@ def test_grids_of_appendix_c():
 
 
 def test_reward_range_of_eq_1():
-    samples = []
-    for correct, steps in ((True, [1.0]), (False, [0.0]), (True, [0.5, 0.0])):
-        r_prm = rewards.r_prm(steps)
-        samples.append(Sample("", "stop", correct=correct, r_prm=r_prm))
-    assert rewards.answer_and_steps([], samples) == [2, -1, 0]
+    outcomes = [(True, [1.0]), (False, [0.0]), (True, [0.5, 0.0])]
+    responses = [Sample("", "stop", correct=ok, r_prm=rewards.r_prm(p)) for ok, p in outcomes]
+    query = Query("0", "", "")
+    assert rewards.REWARDS["answer+prm"]([query] * 3, responses) == [2, -1, 0]
 
 
 def test_the_map_is_there():
