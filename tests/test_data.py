@@ -94,6 +94,13 @@ def test_gsm8k_from_local_files(tmp_path, ending):
     assert all(q.solution.endswith("#### " + q.gold) for q in splits.train)
 
 
+def test_a_math_answer_of_ones_own_stands_beside_a_solution():
+    row = {"problem": "Find all $x$.", "solution": r"$\boxed{1}$ works. So does $\boxed{2}$."}
+    assert data.math_row("f:1", row).gold == "1, 2"
+    assert data.math_row("f:1", {**row, "answer": "2"}).gold == "1, 2"  # the last box, as in MATH
+    assert data.math_row("f:1", {**row, "answer": "1, 2, 3"}).gold == "1, 2, 3"
+
+
 def test_math_takes_validation_from_the_test_part(tmp_path, capsys):
     odd = [MATH[0], {"problem": "Empty?", "solution": "\\boxed{}"}]
     train = write_rows(tmp_path / "math.jsonl", MATH + odd)
@@ -171,7 +178,7 @@ def test_code_rows(tmp_path):
     "content, message",
     [
         (b"", "holds no rows"),
-        (b"{}\n", "no text in column 'solution' .found: nothing. .first: .*f.jsonl:1"),
+        (b"{}\n", "no text in column 'problem' .found: nothing. .first: .*f.jsonl:1"),
         (b'{"question": "x"}\n', "no text in column 'answer'"),
         (b'{"question": "x", "answer": "#### 1"}\nnot json\n', "f.jsonl:2: not JSON"),
         (b"[1]\n", "f.jsonl:1: expected a JSON object"),
@@ -361,12 +368,20 @@ def test_real_gsm8k(capsys):
 @pytest.mark.parametrize(
     "files, dropped",
     [
-        (["train12k"], {"no gold answer": "2 of 12000", "a question twice": "2 of 12000"}),
+        (
+            ["train12k"],
+            {
+                "no gold answer": "2 of 12000",
+                "a question twice": "2 of 12000",
+                "several answers are right": "4 of 12000",
+            },
+        ),
         (
             ["train", "test"],
             {
                 "no gold answer": "2 of 12500",
                 "a question twice": "2 of 12500",
+                "several answers are right": "4 of 12500",
                 "in another split": "500 of 12500",
             },
         ),
@@ -377,7 +392,7 @@ def test_real_math_is_appendix_a(capsys, files, dropped):
     splits = real("math", train, ["math/math500.jsonl", "gsm8k/test.jsonl"])
     sizes = {name: len(queries) for name, queries in splits.tests.items()}
     assert sizes == {"math500": 500, "test": 1319} and len(splits.val) == 500
-    assert len(splits.train) == 11_500 - 4  # the paper's number less the rows dropped
+    assert len(splits.train) == 11_500 - 8  # the paper's number less the rows dropped
     assert all(q.solution for q in splits.train)
     assert all(q.id.startswith("test/") for q in splits.val)
     of_test = [q for q in splits.train if q.id.startswith("test/")]
@@ -388,6 +403,48 @@ def test_real_math_is_appendix_a(capsys, files, dropped):
     assert len(lines) == len(dropped)
     for why, count in dropped.items():
         assert any(line.startswith(f"train: {count} rows dropped, {why} (first") for line in lines)
+
+
+@real_rows
+@pytest.mark.parametrize("files", [["train12k"], ["train", "test"]])  # with and without `answer`
+def test_golds_of_math_solutions_with_several_boxes(files):
+    """Every value where all are asked for, the right one of two boxes, no row that has several."""
+    train = [f"math/{name}.jsonl.gz" for name in files]
+    splits = real("math", train, ["math/math500.jsonl"])
+    golds = {q.id.removesuffix(".json"): q.gold for q in splits.train + splits.val}
+    right = {
+        "train/algebra/152": "(-2,18), (8,38)",
+        "train/intermediate_algebra/1113": "2x+1, -2x-1",
+        "train/intermediate_algebra/1486": r"\frac{1}{3}, -\frac{5}{2}",
+        "train/number_theory/796": "28_9",  # "28 or 28_9"
+        "train/precalculus/571": "4, -4",
+        "train/precalculus/722": r"30^\circ, 75^\circ, 75^\circ",
+        "train/precalculus/982": r"\frac{\pi}{3}",
+        "train/precalculus/1089": "5, -3",
+        "train/precalculus/1149": r"30^\circ, 150^\circ",
+        "train/precalculus/1269": r"60^\circ, 45^\circ, 75^\circ",
+        "test/algebra/1197": "161",
+        "test/algebra/1730": "-3",
+        "test/intermediate_algebra/225": r"3, \frac{2}{5}",
+        "test/intermediate_algebra/747": "(3,-5)",
+        "test/intermediate_algebra/1020": "5 - 10i, 11, -3 + 6i",
+        "test/intermediate_algebra/2089": "-10879, 10879",
+        "test/prealgebra/177": "6",
+        "test/precalculus/1233": r"30^\circ, 45^\circ, 105^\circ",
+    }
+    assert {name: golds.get(name) for name in right} == right
+    dropped = ["train/precalculus/865", "train/intermediate_algebra/396"]
+    dropped += ["test/intermediate_algebra/25", "test/intermediate_algebra/702"]
+    assert not golds.keys() & set(dropped)
+
+
+@real_rows
+def test_math500_keeps_its_published_answers():
+    rows = [row for _, row in data.read_rows(str(REAL / "math/math500.jsonl"))]
+    for row in rows:
+        without = {key: row[key] for key in row if key != "answer"}
+        for columns in (row, without):
+            assert data.math_row("file:1", columns).gold == row["answer"].strip()
 
 
 @real_rows
