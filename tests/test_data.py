@@ -197,6 +197,15 @@ def test_bad_files_are_one_line(tmp_path, content, message):
     assert "\n" not in str(e.value)
 
 
+def test_empty_lines_are_no_rows(tmp_path):
+    (tmp_path / "f.jsonl").write_text('{"a": 1}\n\n{"a": 2}\n \n\n')
+    places = {f"{tmp_path}/f.jsonl:1": {"a": 1}, f"{tmp_path}/f.jsonl:3": {"a": 2}}
+    assert dict(data.read_rows(f"{tmp_path}/f.jsonl")) == places
+    (tmp_path / "f.jsonl").write_text("\n\n")
+    with pytest.raises(UserError, match="holds no rows"):
+        list(data.read_rows(f"{tmp_path}/f.jsonl"))
+
+
 @pytest.mark.parametrize(
     "name, content, message",
     [
