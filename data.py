@@ -15,8 +15,10 @@ import errno
 import functools
 import gzip
 import json
+import os
 import random
 import re
+import select
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -25,6 +27,9 @@ from itertools import chain
 from pathlib import Path
 
 # -- errors ----------------------------------------------------------------------------------------
+
+
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 class UserError(Exception):
@@ -36,23 +41,63 @@ class BadRow(Exception):
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a script's main: a UserError is one line and exit code 2, Ctrl-C exit code 130."""
-    name = Path(sys.argv[0]).name
+    """Runs a script's main; what the user or the machine did wrong is one line and exit code 2.
+
+    Ctrl-C is exit code 130. A reader of the output that has gone, as of `| head`, is code 141 and
+    no line. A traceback is for faults of ours.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # ASCII has no plus-minus sign
     try:
-        main()
-    except UserError as e:
-        print(f"{name}: {e}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-            raise
-        where = e.filename or "while writing"
-        kept = "what was complete is kept, the same command goes on"
-        print(f"{name}: {e.strerror}: {where}; {kept}", file=sys.stderr)
-        sys.exit(2)
+        try:
+            main()
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        _end(130, "\nstopped; the same command goes on from here")
+    except BrokenPipeError:
+        if not _has_lost_its_reader(1) and not _has_lost_its_reader(2):
+            raise
+        _end(141, "")
+    except Exception as e:
+        reason = str(e) if isinstance(e, UserError) else _machine_fault(e)
+        if not reason:
+            raise
+        _end(2, f"{Path(sys.argv[0]).name}: {reason}")
+
+
+def _end(code: int, line: str) -> None:
+    """Ends the process without another error from what stdout could not take."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if line:
+        print(line, file=sys.stderr)
+    sys.exit(code)
+
+
+def _has_lost_its_reader(pipe: int) -> bool:
+    poll = select.poll()
+    poll.register(pipe, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _machine_fault(e: Exception) -> str:
+    """A full or read-only disk, or a folder that has gone, in one line; "" for other exceptions."""
+    try:
+        os.getcwd()
+    except OSError:
+        return "the working directory is gone; go to another and give the same command"
+    kept = "what was complete is kept, the same command goes on"
+    if isinstance(e, OSError) and e.errno in _DISK_ERRORS:
+        return f"{e.strerror}: {e.filename or 'while writing'}; {kept}"
+    # safetensors and torch raise kinds of their own when the disk is full
+    if re.search("No space left on device|unexpected pos", str(e)):
+        return f"{' '.join(str(e).split())[:200]}; {kept}"
+    return ""
 
 
 # -- records ---------------------------------------------------------------------------------------

@@ -2,8 +2,11 @@
 
 import gzip
 import json
+import os
 import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,8 @@ from config import LOADERS, parse_config
 from data import Query, UserError
 from trainer import load_tokenizer
 
-REAL = Path(__file__).resolve().parents[2] / "shared" / "data"
+ROOT = Path(__file__).resolve().parents[1]
+REAL = ROOT.parent / "shared" / "data"
 real_rows = pytest.mark.skipif(not REAL.is_dir(), reason="needs the real rows in ../shared/data")
 
 
@@ -298,6 +302,64 @@ def test_bad_rows_are_counted_with_the_first_ones_place(tmp_path, capsys, task, 
     with pytest.raises(UserError, match="none of its rows can be used: 2 of 2 rows dropped") as e:
         load(task, write_rows(tmp_path / "train.jsonl", [row, row]), test)
     assert "\n" not in str(e.value) and len(str(e.value)) < 1000
+
+
+# -- how a script ends -----------------------------------------------------------------------------
+
+
+def script(body: str, **how) -> subprocess.Popen:
+    """A process of its own that runs data.run(main), `body` being main's."""
+    imports = "import data, os, pathlib, sys, tempfile"
+    source = f"{imports}\ndef main():\n    {body}\ndata.run(main)"
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT, **how}
+    return subprocess.Popen([sys.executable, "-c", source], text=True, **how)
+
+
+@pytest.mark.parametrize(
+    "body, code, message",
+    [
+        ("raise data.UserError('wrong')", 2, "-c: wrong"),
+        ("raise KeyboardInterrupt", 130, "stopped; the same command goes on from here"),
+        ("open('/dev/full', 'w').write('x' * 9999)", 2, "No space left on device: while writing"),
+        ("raise RuntimeError('I/O error: No space left on device (os error 28)')", 2, "I/O error"),
+        (
+            "os.chdir(p := tempfile.mkdtemp()); os.rmdir(p); pathlib.Path('x').write_text('')",
+            2,
+            "the working directory is gone",
+        ),
+    ],
+)
+def test_what_is_no_fault_of_ours_is_one_line(body, code, message):
+    process = script(body)
+    err = process.communicate()[1].strip()
+    assert (process.returncode, err.count("\n")) == (code, 0) and message in err
+
+
+def test_a_full_disk_under_stdout_is_one_line():
+    with open("/dev/full", "w") as full:
+        process = script("print('x')", stdout=full)
+        err = process.communicate()[1]
+    assert process.returncode == 2 and err.count("\n") == 1 and "No space left" in err
+
+
+def test_a_reader_that_has_gone_ends_it_quietly():
+    process = script("print(sys.stdin.read() + 'x' * 100_000)", stdin=subprocess.PIPE)
+    process.stdout.close()
+    process.stdin.close()
+    assert (process.wait(), process.stderr.read()) == (141, "")
+
+
+def test_a_broken_pipe_to_a_child_is_a_fault_of_ours():
+    process = script("raise BrokenPipeError(32, 'Broken pipe')")
+    err = process.communicate()[1]
+    assert process.returncode == 1 and "Traceback" in err
+
+
+@pytest.mark.parametrize("encoding, line", [("ascii", b"1 ? 2\n"), ("latin-1", b"1 \xb1 2\n")])
+def test_a_terminal_without_unicode(encoding, line):
+    how = {"env": {**os.environ, "PYTHONIOENCODING": encoding}, "encoding": "latin-1"}
+    out, err = script("print('1 \\xb1 2')", **how).communicate()
+    assert (out.encode("latin-1"), err) == (line, "")
 
 
 # -- the hub ---------------------------------------------------------------------------------------
