@@ -675,19 +675,34 @@ Example = tuple[
 ]  # ids (L,) of prompt and response; the first n_prompt are the prompt
 
 
+def text_ids(tokenizer, text: str) -> list[int]:
+    """The ids of a text by people or models: "</s>" in it is text and never the end token."""
+    try:
+        return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    except ValueError:  # mistral-common refuses the flag; it never reads special tokens in a text
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
 def prompt_ids(tokenizer, query: Query, splits: Splits, chat: bool) -> list[int]:
     """The prompt of a query as token ids (L,).
 
     chat  True: the task's chat prompt through the tokenizer's own template; False: its base prompt
     """
-    if chat:
-        turn = {"role": "user", "content": splits.chat.format(query=query.text)}
-        return tokenizer.apply_chat_template(
-            [turn], add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    text = splits.base.format(query=query.text)
-    return bos + tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not chat:
+        bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        return bos + text_ids(tokenizer, splits.base.format(query=query.text))
+    content = splits.chat.format(query=query.text)
+    render = functools.partial(
+        tokenizer.apply_chat_template,
+        [{"role": "user", "content": content}],
+        add_generation_prompt=True,
+    )
+    if text_ids(tokenizer, content) == tokenizer(content, add_special_tokens=False)["input_ids"]:
+        return render(tokenize=True, return_dict=False)
+    # the question names a special token: only the template's own are special
+    before, content, after = render(tokenize=False).partition(content.strip())
+    before, after = tokenizer([before, after], add_special_tokens=False)["input_ids"]
+    return before + text_ids(tokenizer, content) + after
 
 
 def example(tokenizer, prompt: list[int], response: str, max_length: int) -> Example | None:
@@ -695,8 +710,7 @@ def example(tokenizer, prompt: list[int], response: str, max_length: int) -> Exa
 
     A solution that is cut off would teach no ending.
     """
-    ids = prompt + tokenizer(response, add_special_tokens=False)["input_ids"]
-    ids.append(tokenizer.eos_token_id)
+    ids = prompt + text_ids(tokenizer, response) + [tokenizer.eos_token_id]
     if len(ids) > max_length:
         return None
     return ids, len(prompt)

@@ -604,6 +604,61 @@ def test_an_example_ends_with_eos_and_the_over_long_is_dropped(tokenizer):
     assert data.example(tokenizer, [1, 5], "Ann = 5", 5) is None
 
 
+CHATS = {  # (template, its end of an assistant's turn)
+    "gemma": (
+        "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m.role }}\n"
+        "{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
+        "{% if add_generation_prompt %}<start_of_turn>assistant\n{% endif %}",
+        "<end_of_turn>",
+    ),
+    "phi": (
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}",
+        "<|end|>",
+    ),
+    "mistral": (
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} "
+        "[/INST]{% else %}{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}",
+        "</s>",
+    ),
+}
+SPECIAL = ["<s>", "</s>", "<start_of_turn>", "<end_of_turn>"]
+SPECIAL += ["<|end|>", "<|user|>", "<|assistant|>", "[INST]", "[/INST]"]
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    """A byte-level BPE tokenizer, trained here, with the special tokens of the chats above."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=SPECIAL, initial_alphabet=letters, show_progress=False
+    )
+    raw.train_from_iterator(["What is 1 + 1? It is 2."], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("chat", [None, *CHATS])
+def test_a_special_token_written_in_a_text_is_text(bpe, chat):
+    """The ids of a question and a response that name special tokens hold no more of these."""
+    splits = data.Splits([], [], {}, "Q: {query}\nA:\n", "Please. {query}")
+    if chat:
+        bpe.chat_template = CHATS[chat][0]
+    special = set(bpe.convert_tokens_to_ids(SPECIAL))
+    counts = []
+    for words in ("What is one?", "What is </s> <s> <|end|> [INST] <end_of_turn> one?"):
+        prompt = data.prompt_ids(bpe, Query("0", words, "1"), splits, chat=chat is not None)
+        ids, n_prompt = data.example(bpe, prompt, "It is " + words, 999)
+        counts.append([token for token in ids if token in special])
+        assert words in bpe.decode(ids[:n_prompt]) and words in bpe.decode(ids[n_prompt:])
+    assert counts[0] == counts[1]
+
+
 def test_micro_batches_hold_every_row_once_within_budget():
     rng = random.Random()
     examples = [([i] * rng.randint(1, 60), 1) for i in range(100)]
