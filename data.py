@@ -705,12 +705,35 @@ def prompt_ids(tokenizer, query: Query, splits: Splits, chat: bool) -> list[int]
     return before + text_ids(tokenizer, content) + after
 
 
-def example(tokenizer, prompt: list[int], response: str, max_length: int) -> Example | None:
-    """Prompt, response and end of text; None if they are longer than max_length tokens.
+def end_ids(tokenizer, chat: bool) -> list[int]:
+    """The tokens that end a response: training ends with the first, sampling stops at any.
+
+    The last is the tokenizer's end of text. A chat template may end a turn with another token, as
+    Gemma's <end_of_turn> and Phi-3's <|end|>: the first token of the tokenizer's added ones that
+    stands after an assistant's words.
+    """
+    ends = [tokenizer.eos_token_id]
+    if chat:
+        words = "ANSWER"
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": words}]
+        _, _, after = tokenizer.apply_chat_template(turns, tokenize=False).partition(words)
+        added = tokenizer.added_tokens_decoder
+        special = [i for i in tokenizer(after, add_special_tokens=False)["input_ids"] if i in added]
+        ends = special[:1] + ends
+    return list(dict.fromkeys(ends))
+
+
+def example(
+    tokenizer, prompt: list[int], response: str, max_length: int, end: int | None = None
+) -> Example | None:
+    """Prompt, response and end; None if they are longer than max_length tokens.
 
     A solution that is cut off would teach no ending.
+
+    end  the first of end_ids; None: the tokenizer's end of text
     """
-    ids = prompt + text_ids(tokenizer, response) + [tokenizer.eos_token_id]
+    ids = prompt + text_ids(tokenizer, response)
+    ids.append(tokenizer.eos_token_id if end is None else end)
     if len(ids) > max_length:
         return None
     return ids, len(prompt)

@@ -659,6 +659,28 @@ def test_a_special_token_written_in_a_text_is_text(bpe, chat):
     assert counts[0] == counts[1]
 
 
+@pytest.mark.parametrize("chat", CHATS)
+def test_a_chat_example_is_what_the_template_makes_of_the_turn(bpe, chat):
+    bpe.chat_template, end = CHATS[chat]
+    splits = data.Splits([], [], {}, "{query}", "{query} Think.")
+    ends = data.end_ids(bpe, chat=True)
+    assert bpe.convert_ids_to_tokens(ends) == list(dict.fromkeys([end, "</s>"]))
+    prompt = data.prompt_ids(bpe, Query("0", "What?", "1"), splits, chat=True)
+    ids, _ = data.example(bpe, prompt, "It is 2.", 999, ends[0])
+    turns = [{"role": "user", "content": "What? Think."}]
+    turns.append({"role": "assistant", "content": "It is 2."})
+    rendered = bpe.apply_chat_template(turns, tokenize=True, return_dict=False)
+    assert rendered[: len(ids)] == ids and len(rendered) <= len(ids) + 2
+
+
+def test_without_a_turns_end_it_is_the_end_of_text(bpe):
+    bpe.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    for chat in (True, False):
+        assert data.end_ids(bpe, chat) == [bpe.eos_token_id]
+    bpe.chat_template = CHATS["gemma"][0]
+    assert data.end_ids(bpe, chat=False) == [bpe.eos_token_id]
+
+
 def test_micro_batches_hold_every_row_once_within_budget():
     rng = random.Random()
     examples = [([i] * rng.randint(1, 60), 1) for i in range(100)]
