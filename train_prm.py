@@ -396,7 +396,7 @@ def labels_worth(rows: list[dict], check) -> dict:
         right = check(row["prompt"], " ; ".join(row["completions"]))
         hard += row["labels"]
         share += row["share"]
-        truth += np.logical_and.accumulate(right[: len(row["labels"])]).tolist()
+        truth += [all(right[: j + 1]) for j in range(len(row["labels"]))]
     agree = float(np.equal(hard, truth).mean())
     auc = metrics.auc(np.array(share), np.array(truth))
     return {"labels_agree": round(agree, 4), "labels_auc": round(auc, 4)}

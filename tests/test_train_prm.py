@@ -253,6 +253,14 @@ def test_the_loss_is_the_mean_over_a_global_batchs_steps(base, tmp_path):
         assert torch.allclose(a.grad.double(), b.grad, atol=1e-5)
 
 
+def test_labels_against_the_exact_truth():
+    """A solution that ends in a bare ; has one step more than its checker sees."""
+    row = {"prompt": STORY, "completions": ["Bob = Ann * 3 = 4 * 3 = 2", "# 0", ";"]}
+    row |= {"labels": [True, False, False], "share": [0.5, 0.0, 0.0]}
+    worth = train_prm.labels_worth([row], toy.check_story)
+    assert worth == {"labels_agree": 1.0, "labels_auc": 1.0}
+
+
 # -- as a user runs it -----------------------------------------------------------------------------
 
 
