@@ -61,7 +61,7 @@ def score(
     prm: PRM | None = None,
     desc: str = "score",
 ) -> None:
-    """Fills pred, correct, sound, steps, r_prm and reward of every sample   [Sec. 2.3]
+    """Fills pred, correct, sound, steps, r_prm and reward of every sample   [Eq. 1, Sec. 2.3]
 
     groups  one list of samples a query
     task    says how an answer is read, and how its steps are checked where that can be exact
@@ -134,8 +134,9 @@ FORMULAS = [
     r"\[asy\](?:(?!\[asy\]).){0,8000}?\[/asy\]",
 ]
 ENDS = [
-    # a new line, unless a small letter or a displayed formula goes on with the sentence
-    r"\s*\n\s*(?![a-z\s]|\\\[|\\begin|\$\$)",
+    # a new line, unless a small letter or a displayed formula goes on with the sentence; white
+    # space is read from its start alone and never again, or the time would be cubic
+    r"(?<!\s)[^\S\n]*+\n\s*+(?![a-z]|\\\[|\\begin|\$\$)",
     r"(?<=[.!?])(?= +[A-Z$\\])",
     r"(?<=[.!?][$)])(?= +[A-Z$\\])",
     r" ;(?= )",  # the toys'

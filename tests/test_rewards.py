@@ -149,14 +149,33 @@ def test_no_step_of_a_real_solution_ends_inside_a_formula(name):
     assert n_torn <= 10 and 3 < np.mean(counts) < 7
 
 
-HOSTILE = ["\\[", "$", "\\begin{a}", "\n", ". A", "[asy]"]
+PIECES = [
+    "\n",
+    " ",
+    " \n",
+    "\t",
+    ". A",
+    "$",
+    "$$",
+    "\\[",
+    "\\begin{a}",
+    "\\begin{a}\\begin{b}",
+    "[asy]",
+]
 
 
-@pytest.mark.parametrize("piece", HOSTILE)
-def test_hostile_texts_take_no_time(piece):
-    start = time.perf_counter()
-    split_steps(piece * (400_000 // len(piece)))
-    assert time.perf_counter() - start < 10
+@pytest.mark.parametrize("end", ["", "x", "$$x$$"])
+@pytest.mark.parametrize("piece", PIECES)
+def test_time_grows_with_the_length_and_not_faster(piece, end):
+    """Four times as many take 4 times the time if it is linear, 16 if it is quadratic."""
+    times = []
+    for k in range(8):
+        text = piece * (500 * 2**k) + end
+        start = time.process_time()
+        split_steps(text)
+        times.append(time.process_time() - start)
+        assert times[-1] < 5
+    assert times[-1] < 10 * max(times[-3], 0.01)
 
 
 # -- the three layouts -----------------------------------------------------------------------------
