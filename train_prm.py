@@ -22,6 +22,7 @@ import hashlib
 import json
 import math
 import random
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -188,21 +189,28 @@ def alive_at(depth: int, solutions: list[list[Prefix]], share: dict[Prefix, floa
 def read_annotations(name: str) -> list[dict]:
     """Rows {prompt, completions, labels} of a file or of a data set on the hub.
 
-    Each row is of our layout, Math-Shepherd's or PRM800K's; a label None is not trained on.
-    raises  UserError naming file and line of a row that is none of these
+    Each row is of our layout, Math-Shepherd's or PRM800K's; a label None is not trained on. Broken
+    rows are counted on stderr and left out.
+
+    raises  UserError where no row is left
     """
     endings = (".jsonl", ".json", ".gz", ".parquet")  # names on the hub may have dots, too
     if name.endswith(endings) or Path(name).is_file():
         rows = data.read_rows(name)
     else:
         rows = data.hub_rows(name, None, "train", "--annotations")
-    annotated = []
-    for where, row in rows:
+    annotated, broken, n = [], [], 0
+    for n, (where, row) in enumerate(rows, 1):
         try:
             annotated += read_row(row)
-        except (KeyError, IndexError, TypeError, ValueError) as e:
-            reason = f"a broken row ({type(e).__name__}: {e})"
-            raise UserError(f"--annotations {where}: {reason}") from None
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as e:
+            broken.append(f"{where}, {type(e).__name__}: {e}")
+    if not annotated:
+        first = "; ".join(broken[:1])
+        raise UserError(f"--annotations {name}: none of its {n} rows can be used ({first})")
+    if broken:
+        lost = f"{len(broken)} of {n} rows are broken and left out (first: {broken[0]})"
+        print(f"annotations: {lost}", file=sys.stderr)
     return annotated
 
 
@@ -227,10 +235,12 @@ def from_shepherd(row: dict) -> list[dict]:
     question, first, text = steps[0].rpartition("Step 1:")
     if not first:
         raise ValueError("no 'Step 1:'")
-    texts = [text]
+    completions = [text.strip()]
     for step in steps[1:]:
-        texts.append(step.lstrip().partition(":")[2])
-    completions = [t.strip() for t in texts]
+        numbered = re.fullmatch(r"\s*Step \d+:(.*)", step, re.S)
+        if not numbered:
+            raise ValueError("a step without its 'Step N:'")
+        completions.append(numbered[1].strip())
     return [{"prompt": question.strip(), "completions": completions, "labels": labels}]
 
 

@@ -182,9 +182,21 @@ def test_ready_labels_of_a_file_and_of_a_data_set(tmp_path, monkeypatch, layout)
         assert [(r["prompt"], r["completions"], r["labels"]) for r in rows] == expected, name
 
 
+def shepherd(steps):
+    """A row whose tags are set as in the text: + right, - wrong, and ~ none."""
+    text = re.sub("[+-]", "ки", steps)
+    return {"input": text.replace("~", ""), "label": steps.replace("~", "")}
+
+
 BROKEN = [
-    {"input": "2+2? Step 1: 4 ки", "label": "2+2? Step 1: 4 ?"},
-    {"input": "no steps ки", "label": "no steps +"},
+    shepherd("2*2? Step 1: 4 ?"),
+    shepherd("no steps +"),
+    shepherd("2*2? step 1: 4 +"),
+    shepherd("2*2? Step 1: 4 +\nStep 2: so 4 ~"),
+    shepherd("2*2? Step 1: 4 +\nSo it: is 4 +"),
+    {"input": "Is ки a tag? Step 1: no ки", "label": "Is ки a tag? Step 1: no +"},
+    {"input": "2*2? Step 1: 4 ки", "label": "2*2? Step 1: 4 ?"},
+    {"input": None, "label": None},
     {"question": {"problem": "x"}, "label": {}},
     {"prompt": "q", "completions": ["a"], "labels": []},
     {"prompt": "q", "completions": ["a"], "labels": [7]},
@@ -195,12 +207,23 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize("row", BROKEN)
-def test_a_broken_annotation_names_file_and_line(tmp_path, row):
+def test_broken_annotations_are_counted_and_left_out(tmp_path, capsys):
     f = tmp_path / "labels.jsonl"
-    f.write_text(json.dumps(OURS) + "\n" + json.dumps(row))
-    with pytest.raises(UserError, match=r"labels\.jsonl:2.*broken row"):
+    lines = [json.dumps(row) + "\n" for row in (shepherd("2*2? Step 1: 4 +"), *BROKEN, OURS)]
+    f.write_text("".join(lines))
+    rows = train_prm.read_annotations(str(f))
+    assert [row["prompt"] for row in rows] == ["2*2?", "q"]
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"{len(BROKEN)} of {len(BROKEN) + 2} rows are broken and left out (first: {f}:2" in line
+
+
+@pytest.mark.parametrize("row", BROKEN)
+def test_an_error_where_no_annotation_is_left(tmp_path, row):
+    f = tmp_path / "labels.jsonl"
+    f.write_text(json.dumps(row))
+    with pytest.raises(UserError, match="none of its 1 rows can be used") as e:
         train_prm.read_annotations(str(f))
+    assert f"{f}:1" in str(e.value) and "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize("name, least", [("math_shepherd_sample", 7), ("prm800k_sample", 6)])
