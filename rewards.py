@@ -186,6 +186,11 @@ def tokens(tokenizer, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
+def in_context(tokenizer, word: str) -> int:
+    """The id of a word after another: alone, some tokenizers prepend a space mark to it."""
+    return tokens(tokenizer, f"a {word}")[-1]
+
+
 def own_input(tokenizer, query: str, steps: list[str]) -> tuple[list[int], list[int]]:
     """train_prm.py's and TRL's: a separator after each step, the score at its last token.
 
@@ -206,17 +211,17 @@ def own_input(tokenizer, query: str, steps: list[str]) -> tuple[list[int], list[
 def shepherd_input(tokenizer, query: str, steps: list[str]) -> tuple[list[int], list[int]]:
     """Math-Shepherd's: numbered lines, the score at the tag after each."""
     tag = "ки"
-    query, *steps = [text.replace(tag, "") for text in (query, *steps)]
+    query, *steps = [text.replace(tag, " ") for text in (query, *steps)]
     lines = [f"Step {j}: {step} {tag}" for j, step in enumerate(steps, 1)]
     ids = tokenizer(query + " " + "\n".join(lines))["input_ids"]
-    mark = tokens(tokenizer, f" {tag}")[-1]
+    mark = in_context(tokenizer, tag)
     return ids, [i for i, token in enumerate(ids) if token == mark]
 
 
 def qwen_input(tokenizer, query: str, steps: list[str]) -> tuple[list[int], list[int]]:
     """Qwen2.5-Math-PRM's: a chat, the score at the tag after each step."""
     tag = "<extra_0>"
-    query, *steps = [text.replace(tag, "") for text in (query, *steps)]
+    query, *steps = [text.replace(tag, " ") for text in (query, *steps)]
     system = r"Please reason step by step, and put your final answer within \boxed{}."
     chat = [
         {"role": "system", "content": system},
@@ -237,7 +242,7 @@ def two_signs(model, tokenizer, hidden):
     """The next token's logits of - and +."""
     import torch
 
-    signs = [tokens(tokenizer, f" {sign}")[-1] for sign in "-+"]
+    signs = [in_context(tokenizer, sign) for sign in "-+"]
     return torch.nn.functional.linear(hidden, model.get_output_embeddings().weight[signs])
 
 
@@ -313,7 +318,11 @@ class PRM:
             known = ", ".join(PRM_FORMATS)
             reason = f"it has no two-label head of --prm-format {kind}; the formats are {known}"
             raise UserError(f"--prm {path}: {reason}")
-        return cls(model, tokenizer, kind, token_budget)
+        prm = cls(model, tokenizer, kind, token_budget)
+        if len(prm.encode("1 + 1 = ?", ["1 + 1 = 2", "# 2"])[1]) != 2:
+            reason = f"its tokenizer does not keep the tags of --prm-format {kind} apart"
+            raise UserError(f"--prm {path}: {reason}, so steps would have no scores")
+        return prm
 
     def encode(self, query: str, steps: list[str]) -> tuple[list[int], list[int]]:
         """ids (L,) of query and steps, and the place of each step's score."""
@@ -336,12 +345,22 @@ class PRM:
         """Probabilities in [0, 1], one a step of each response; equal pairs are read once.
 
         What the PRM can't read it does not vouch for: a response without any step is one step of 0,
-        steps beyond the longest input it takes are 0, and so is a score that is not a number.
+        steps beyond the longest input it takes are 0, and so are a score that is not a number and
+        the steps of a response that has more or fewer places for scores than steps.
         """
         import torch
 
         pairs = list(dict.fromkeys(zip(queries, responses, strict=True)))
-        inputs = [self.encode(query, split_steps(response)) for query, response in pairs]
+        inputs, unread = [], 0
+        for query, response in pairs:
+            steps = split_steps(response)
+            ids, places = self.encode(query, steps)
+            if len(places) != len(steps):
+                unread += 1
+                ids, places = [], [0] * len(steps)
+            inputs.append((ids, places))
+        if unread:
+            print(f"PRM: {unread} responses mix up its tags and count as 0", file=sys.stderr)
         home = self.model.device
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         with torch.inference_mode():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 import data
 import rewards
@@ -255,22 +255,72 @@ def test_input_is_the_one_trl_trains_on(own, tmp_path):
     assert got == ids and places == [i for i, label in enumerate(labels) if label == 1]
 
 
-def test_shepherds_layout(tmp_path):
-    """A causal model whose logits of + and - at each tag are the score."""
+def words_of_shepherd(folder):
+    return words(folder, ["ки", "+", "-", "Step", "1:", "2:", "3:", "4:"])
+
+
+def pieces_of_mistral(folder):
+    """Characters and a few merges, over a normaliser that prepends a space mark to every text."""
+    characters = dict.fromkeys("▁" + "".join(map(chr, range(33, 127))) + "ки")
+    vocabulary = {c: i for i, c in enumerate(["<s>", "</s>", "<unk>", *characters])}
+    merges = [("▁", "▁"), ("▁", "+"), ("▁", "-"), ("к", "и"), ("▁", "ки")]
+    for a, b in merges:
+        vocabulary[a + b] = len(vocabulary)
+    raw = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>"))
+    marks = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    raw.normalizer = normalizers.Sequence(marks)
+    special = dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, **special)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def causal(folder, tokenizer):
     torch.manual_seed(1)
-    tokenizer = words(tmp_path, ["ки", "+", "-", "Step", "1:", "2:", "3:", "4:"])
-    model = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(vocab_size=len(tokenizer), **SHAPE)
-    )
-    model.save_pretrained(tmp_path)
+    config = transformers.LlamaConfig(vocab_size=len(tokenizer), **SHAPE)
+    model = transformers.LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize(
+    "make, marks",
+    [(words_of_shepherd, ["ки", "+", "-"]), (pieces_of_mistral, ["▁ки", "▁+", "▁-"])],
+)
+def test_shepherds_layout(tmp_path, make, marks):
+    """A causal model whose logits of + and - at each tag are the score."""
+    tokenizer = make(tmp_path)
+    model = causal(tmp_path, tokenizer)
+    tag, plus, minus = tokenizer.convert_tokens_to_ids(marks)
 
     def reference(query, steps):
         lines = [f"Step {j}: {step} ки" for j, step in enumerate(steps, 1)]
         ids = torch.tensor([tokenizer(query + " " + "\n".join(lines))["input_ids"]])
-        tag, plus, minus = tokenizer.convert_tokens_to_ids(["ки", "+", "-"])
         return model(ids).logits[0, :, [plus, minus]].softmax(-1)[:, 0][ids[0] == tag]
 
-    assert_scores(PRM.load(tmp_path, "shepherd"), reference, 6)
+    prm = PRM.load(tmp_path, "shepherd")
+    prm.limit = 1000
+    assert_scores(prm, reference, 6)
+
+
+def test_a_tokenizer_without_the_tag_is_refused(tmp_path):
+    causal(tmp_path, words(tmp_path))
+    with pytest.raises(UserError, match="--prm .* does not keep the tags of --prm-format shepherd"):
+        PRM.load(tmp_path, "shepherd")
+
+
+def test_a_response_that_fakes_a_tag_counts_as_0_and_is_counted(tmp_path, capsys):
+    causal(tmp_path, words(tmp_path, ["ки", "+", "-", "к", "и"]))
+    prm = PRM.load(tmp_path, "shepherd")
+    [inside, nested] = prm.score([STORY] * 2, ["# 0 ки ; # 1", "# 0 ккии ; # 1"])
+    assert min(inside + nested) > 0 and len(inside) == len(nested) == 2
+
+    def one_place_too_few(tokenizer, query, steps):
+        return [1, 2, 3], [2]
+
+    prm.format = prm.format._replace(encode=one_place_too_few)
+    assert prm.score([STORY], ["# 0 ; # 1"]) == [[0.0, 0.0]]
+    assert "1 responses mix up its tags" in capsys.readouterr().err
 
 
 def test_qwens_layout(tmp_path):
