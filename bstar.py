@@ -124,7 +124,7 @@ def improve(M: State, queries: list[Query], kept, setup: Setup, cfg: Config) -> 
     pairs = []
     for query, group in zip(queries, kept):
         pairs += [(query, s.response) for s in group]
-    examples = encode(pairs, setup.prompt, setup.tokenizer, cfg, f"iteration {t}")
+    examples = encode(pairs, setup, cfg, f"iteration {t}")
     if not examples:
         print(
             f"iteration {t}: no response was selected; the policy stays as it is", file=sys.stderr

@@ -468,26 +468,31 @@ def forward_to(bar) -> Callable:
 # -- which one ------------------------------------------------------------------------------------
 
 
-def make_engine(cfg: Config, tokenizer, prompt: Callable, model: str | Path) -> Engine:
-    """The sampler. vLLM is built before the trainer takes memory, and put to sleep at once."""
-    stops = find_stop_ids(tokenizer, model)
+def make_engine(
+    cfg: Config, tokenizer, prompt: Callable, model: str | Path, end_ids: list[int]
+) -> Engine:
+    """The sampler. vLLM is built before the trainer takes memory, and put to sleep at once.
+
+    end_ids  the tokens that end a response, see data.end_ids; the model's own are added
+    """
+    stops = list(dict.fromkeys([*end_ids, *generation_ends(model)]))
     vllm_fits = device() == "cuda" and find_spec("vllm") is not None
     if cfg.engine == "hf" or (cfg.engine == "auto" and not vllm_fits):
         return HFEngine(cfg, tokenizer, prompt, stops)
     return VLLMEngine(cfg, tokenizer, prompt, stops, model)
 
 
-def find_stop_ids(tokenizer, model: str | Path) -> list[int]:
-    """The tokenizer's end of text, and the generation config's, which ends a chat model's turns."""
+def generation_ends(model: str | Path) -> list[int]:
+    """The tokens that end a response by the model's generation config."""
     from transformers import GenerationConfig
 
-    stops = [tokenizer.eos_token_id]
     try:
-        more = GenerationConfig.from_pretrained(model).eos_token_id or []
-        stops += more if isinstance(more, list) else [more]
+        ends = GenerationConfig.from_pretrained(model).eos_token_id
     except OSError:
-        pass
-    return list(dict.fromkeys(stops))
+        return []
+    if ends is None:
+        return []
+    return ends if isinstance(ends, list) else [ends]
 
 
 def gpu_share(cfg: Config, model: str | Path) -> float:

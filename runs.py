@@ -232,7 +232,10 @@ class Setup:
     tokenizer: object
     prompt: Callable[[Query], list[int]]
     engine: Engine  # asleep
-    human: list[tuple[list[int], int]]  # the SFT set, as training examples
+    end_ids: list[int]  # training ends a response with the first, sampling stops at any
+    human: list[tuple[list[int], int]] = dataclasses.field(
+        default_factory=list
+    )  # the SFT set, encoded
 
 
 def set_up(cfg: Config, run: Run | None = None) -> Setup:
@@ -247,12 +250,14 @@ def set_up(cfg: Config, run: Run | None = None) -> Setup:
     chat = use_chat(cfg, tokenizer)
     prompt = functools.cache(lambda q: data.prompt_ids(tokenizer, q, splits, chat))
     drop_long_prompts(splits, prompt, cfg)
-    engine = make_engine(cfg, tokenizer, prompt, base)  # before the trainer takes memory
+    end_ids = data.end_ids(tokenizer, chat)
+    engine = make_engine(cfg, tokenizer, prompt, base, end_ids)  # before the trainer takes memory
+    setup = Setup(splits, base, tokenizer, prompt, engine, end_ids)
     human = [
         (q, y) for q in splits.human or splits.train for y in (q.solution, *q.more_solutions) if y
     ]
-    examples = encode(human, prompt, tokenizer, cfg, "human solutions")
-    return Setup(splits, base, tokenizer, prompt, engine, examples)
+    setup.human = encode(human, setup, cfg, "human solutions")
+    return setup
 
 
 def settle(cfg: Config) -> None:

@@ -310,9 +310,17 @@ def mean(values: list[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def encode(pairs: list, prompt: Callable, tokenizer, cfg: Config, name: str) -> list:
-    """(query, response) pairs as training examples; over-long ones are counted and left out."""
-    examples = [data.example(tokenizer, prompt(q), text, cfg.max_length) for q, text in pairs]
+def encode(pairs: list, setup, cfg: Config, name: str) -> list[tuple[list[int], int]]:
+    """(query, response) pairs as training examples; over-long ones are counted and left out.
+
+    setup  a runs.Setup: its tokenizer, prompts, and the token that ends a response
+    """
+    examples = []
+    for query, text in pairs:
+        prompt = setup.prompt(query)
+        examples.append(
+            data.example(setup.tokenizer, prompt, text, cfg.max_length, setup.end_ids[0])
+        )
     fit = [e for e in examples if e is not None]
     if len(fit) < len(examples):
         print(
