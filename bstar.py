@@ -231,8 +231,10 @@ def sft_baseline(run: Run, setup: Setup, starts: list, score: Callable) -> None:
 
 def make_reward(cfg: Config, setup: Setup, run: Run) -> Callable:
     """score(queries, groups): fills r and what it is made of   [Eq. 1]"""
-    prm = train_prm.load(cfg, setup) if cfg.reward == "answer+prm" else None
-    run.lap(0, "prm")
+    prm = None
+    if cfg.reward == "answer+prm":
+        prm = train_prm.load(cfg, setup)
+        run.lap(0, "prm")
     score = functools.partial(rewards.score, task=cfg.task, reward=cfg.reward, prm=prm)
     return memory_by("a smaller --token-budget")(score)
 

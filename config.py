@@ -279,6 +279,7 @@ def parse_config(
         if f.name not in without:
             add_flag(p, f, {"task": task, **presets[task]}.get(f.name, f.default))
     given = vars(p.parse_args(argv))
+    check_idle(given, task)
     preset = presets[task]
     reward = given.get("reward", preset.get("reward", Config.reward))
     cfg = kind(**{**preset, **REWARD_PRESETS.get((task, reward), {}), **given})
@@ -327,6 +328,25 @@ def one_of(flag: str, value: str, allowed: Iterable[str]) -> None:
         raise UserError(f"--{flag} {value}: expected one of {', '.join(allowed)}")
 
 
+def check_idle(given: dict, task: str) -> None:
+    """Raises UserError for flags that would do nothing."""
+    method = METHODS.get(given.get("method", Config.method), Method())
+    is_toy = task in toy.BASES
+    idle = {f"--task {task}": {"train_file", "test_file"} if is_toy else set()}
+    if not is_toy:
+        idle[f"--task {task}"] = {name for name in given if name.startswith("toy_")}
+    if not method.balance:
+        idle[f"--method {given.get('method')}"] = {"temperatures", "taus"}
+    if "temperature" in given:
+        idle["--temperature"] = {"temperatures"}
+    if "tau" in given:
+        idle["--tau"] = {"taus"}
+    for reason, names in idle.items():
+        for name in sorted(names & given.keys()):
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag}: it does nothing with {reason}; leave one of them out")
+
+
 def check(cfg: Config) -> None:
     """Raises UserError for what would otherwise fail hours later."""
     for f in fields(cfg):
@@ -341,6 +361,8 @@ def check_field(f: Field, value) -> None:
     low, high = f.metadata["low"], f.metadata["high"]
     if f.metadata["one_of"]:
         one_of(flag, value, f.metadata["one_of"])
+    if f.type == "float | None" and value is not None and not math.isfinite(value):
+        raise UserError(f"--{flag} {value}: expected a finite number")
     if f.type in ("int", "float") and not low <= value <= high:
         allowed = f"at least {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
         raise UserError(f"--{flag} {value}: expected {allowed}")

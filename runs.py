@@ -26,7 +26,7 @@ import metrics
 import report
 import sandbox
 import toy
-from config import LOADERS, MEMORY, Config
+from config import LOADERS, MEMORY, METHODS, Config
 from data import Query, Splits, UserError
 from engine import Engine, make_engine
 from trainer import (
@@ -55,7 +55,8 @@ class Run:
     """runs/NAME: one process at a time, always with the same config, but for MEMORY's settings.
 
     rows    the iterations that are done, as in metrics.jsonl
-    raises  UserError  if another process holds the folder, or its config.json differs
+    raises  UserError  if another process holds the folder, it holds something else than a run, or a
+            run with another config
     """
 
     def __init__(self, cfg: Config):
@@ -70,33 +71,43 @@ class Run:
         except OSError as e:
             raise UserError(f"--out {self.out}: {e.strerror}") from None
         self.check_config()
-        self.rows = metrics.read_jsonl(self.out / "metrics.jsonl")
+        for leftover in self.out.rglob(".*.tmp"):  # of a killed process
+            remove(leftover)
+        self.rows = whole_rows(self.out / "metrics.jsonl")
         self.clock = time.perf_counter()
 
     def check_config(self) -> None:
-        """Writes config.json, or compares with the one that is there."""
+        """Writes config.json, or compares it with the one that is there."""
         path = self.out / "config.json"
         mine = dataclasses.asdict(self.cfg)
         del mine["out"], mine["preflight"]
-        files = {f.name for f in self.out.iterdir()} - {"lock", "config.json"}
         theirs = None
-        if path.exists() and files:  # a start that failed holds nothing
-            try:
-                theirs = dict(json.loads(path.read_text()))
-            except (ValueError, TypeError):
-                raise UserError(
-                    f"--out {self.out}: its config.json is broken; choose another --out"
-                ) from None
+        if {f.name for f in self.out.iterdir()} - {"lock", "config.json"}:
+            theirs = read_config(path)
             keys = sorted((mine.keys() | theirs.keys()) - MEMORY)
-            other = [k for k in keys if mine.get(k) != theirs.get(k)]
-            if other:
-                changes = [f"{k} {theirs.get(k)!r} -> {mine.get(k)!r}" for k in other]
-                raise UserError(
-                    f"--out {self.out} holds a run with another config ({', '.join(changes)}); "
-                    "choose another --out"
-                )
+            self.check_changes({k: (theirs.get(k), mine.get(k)) for k in keys})
         if mine != theirs:
             write(path, (json.dumps(mine, indent=2) + "\n").encode())
+
+    def check_changes(self, values: dict[str, tuple]) -> None:
+        """Raises UserError where a setting (theirs, mine) differs, but for more iterations."""
+        changed = {k: v for k, v in values.items() if v[0] != v[1]}
+        theirs, mine = changed.get("num_iters", (0, 0))
+        if not changed or (list(changed) == ["num_iters"] and self.extends(theirs, mine)):
+            return
+        changes = ", ".join(f"{k} {old!r} -> {new!r}" for k, (old, new) in changed.items())
+        why = ""
+        if list(changed) == ["num_iters"]:
+            why = f"; --method {self.cfg.method} has one learning-rate schedule over all iterations"
+        raise UserError(
+            f"--out {self.out} holds a run with another config ({changes}){why}; "
+            "choose another --out"
+        )
+
+    def extends(self, theirs: int, mine: int) -> bool:
+        """True if a run may go on to more iterations: each has a schedule of its own."""
+        method = METHODS[self.cfg.method]
+        return mine > theirs and method.iterate and not method.inherit
 
     @property
     def finished(self) -> bool:
@@ -116,7 +127,7 @@ class Run:
 
     def put(self, name: str, row: dict) -> None:
         """Sets the line of row["iter"] in a JSON-lines file, and drops later ones."""
-        rows = [r for r in metrics.read_jsonl(self.out / name) if r["iter"] < row["iter"]]
+        rows = [r for r in numbered_rows(self.out / name) if r["iter"] < row["iter"]]
         lines = [json.dumps(r) + "\n" for r in [*rows, row]]
         write(self.out / name, "".join(lines).encode())
 
@@ -142,7 +153,8 @@ class Run:
         lines = []
         for q, group in zip(queries, pool):
             for s in group:
-                row = {"query": q.id, **dataclasses.asdict(s), "selected": id(s) in chosen}
+                row = {"query": q.id, "question": q.text, "gold": q.gold[:1000]}
+                row |= {**dataclasses.asdict(s), "selected": id(s) in chosen}
                 if s.reward == -math.inf:  # cut off; JSON has no infinity
                     row["reward"] = None
                 lines.append(json.dumps(row))
@@ -157,10 +169,10 @@ class Run:
         best = max(self.rows, key=lambda r: r["val/pass@1"])["iter"]
         prune(self.out, start, row["iter"], best)
         self.put("metrics.jsonl", row)
-        shutil.rmtree(self.out / "parts", ignore_errors=True)
+        remove_parts(self.out / "parts")
         print(log_line(row, self.cfg.last_iter, self.seconds(row["iter"])), flush=True)
 
-        ledger = metrics.read_jsonl(self.out / "ledger.jsonl")
+        ledger = numbered_rows(self.out / "ledger.jsonl")
         earlier = [d for d in ledger if d["iter"] < row["iter"]]
         known = {line.split(":")[0] for line in report.alarms(before, earlier)}
         for line in report.alarms(self.rows, ledger):
@@ -170,24 +182,77 @@ class Run:
     def seconds(self, t: int) -> dict[str, float]:
         """Seconds of each phase of an iteration, over all starts of the run."""
         total: dict[str, float] = {}
-        for row in metrics.read_jsonl(self.out / "times.jsonl"):
+        for row in numbered_rows(self.out / "times.jsonl"):
             if row["iter"] == t:
                 total[row["phase"]] = total.get(row["phase"], 0) + row["seconds"]
         return total
 
     def finish(self) -> None:
         """Prints the run's table and writes its report."""
-        shutil.rmtree(self.out / "parts", ignore_errors=True)
+        remove_parts(self.out / "parts")
         run = report.read_run(self.out)
         print(report.table([run]))
         print(report.report([run], self.out), f"{self.out}/metrics.jsonl", f"{self.out}/policy")
 
 
+def read_config(path: Path) -> dict:
+    """config.json of an earlier start; settings that it does not know yet have their defaults.
+
+    raises  UserError  where the folder is not empty and not a run's
+    """
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict) or not {"task", "method", "num_iters"} <= config.keys():
+        raise UserError(
+            f"--out {path.parent}: it holds files, but no readable config.json of a run; "
+            "choose another --out"
+        )
+    defaults = {f.name: f.default for f in dataclasses.fields(Config)}
+    del defaults["out"], defaults["preflight"]
+    return {**defaults, **config}
+
+
+def numbered_rows(path: Path) -> list[dict]:
+    """The rows of a JSON-lines file that say their iteration."""
+    rows = metrics.read_jsonl(path)
+    return [row for row in rows if isinstance(row.get("iter"), int)]
+
+
+def whole_rows(path: Path) -> list[dict]:
+    """The rows of iterations 0, 1, 2, ... up to the first that is missing, which is said."""
+    rows = {row["iter"]: row for row in numbered_rows(path)}
+    n = 0
+    while n in rows:
+        n += 1
+    if len(rows) > n:
+        print(f"{path}: iteration {n} is missing or broken, and done again", file=sys.stderr)
+    return [rows[i] for i in range(n)]
+
+
+def remove(path: Path) -> None:
+    """A file or a folder of our own."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_parts(folder: Path) -> None:
+    """The sampled chunks of an iteration that is written; what else lies there stays."""
+    for part in folder.glob("*.jsonl.gz"):
+        part.unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
 def prune(out: Path, start: Path | str, t: int, best: int) -> None:
     """Keeps the last two checkpoints and the best; policy and best are links to newest and best."""
     checkpoints = out / "checkpoints"
+    kept = {f"iter_{i}" for i in (t, t - 1, best)}
     for old in checkpoints.glob("iter_*"):
-        if int(old.name[5:]) not in (t, t - 1, best):
+        if old.name not in kept and old.name[5:].isdecimal():
             shutil.rmtree(old)
     for name, i in (("policy", t), ("best", best)):
         target = checkpoints / f"iter_{i}"
@@ -233,9 +298,7 @@ class Setup:
     prompt: Callable[[Query], list[int]]
     engine: Engine  # asleep
     end_ids: list[int]  # training ends a response with the first, sampling stops at any
-    human: list[tuple[list[int], int]] = dataclasses.field(
-        default_factory=list
-    )  # the SFT set, encoded
+    human: list[tuple[list[int], int]]  # the SFT set, as training examples
 
 
 def set_up(cfg: Config, run: Run | None = None) -> Setup:
@@ -252,11 +315,13 @@ def set_up(cfg: Config, run: Run | None = None) -> Setup:
     drop_long_prompts(splits, prompt, cfg)
     end_ids = data.end_ids(tokenizer, chat)
     engine = make_engine(cfg, tokenizer, prompt, base, end_ids)  # before the trainer takes memory
-    setup = Setup(splits, base, tokenizer, prompt, engine, end_ids)
-    human = [
-        (q, y) for q in splits.human or splits.train for y in (q.solution, *q.more_solutions) if y
-    ]
-    setup.human = encode(human, setup, cfg, "human solutions")
+    setup = Setup(splits, base, tokenizer, prompt, engine, end_ids, human=[])
+    pairs = []
+    for q in splits.human or splits.train:
+        pairs += [(q, y) for y in (q.solution, *q.more_solutions) if y]
+    setup.human = encode(pairs, setup, cfg, "human solutions")
+    if run:
+        run.lap(0, "setup")
     return setup
 
 
