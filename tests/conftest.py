@@ -1,0 +1,158 @@
+"""What several test files share: a tiny run and the models it makes.
+
+The tests run offline, on one core, without a GPU, whatever the machine has.
+"""
+
+import contextlib
+import dataclasses
+import io
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import bstar
+import data
+from config import Config, parse_config
+from engine import HFEngine
+from runs import Setup, set_up
+from trainer import load_policy, sft
+
+# before anything imports torch
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+ROOT = Path(bstar.__file__).parent
+TINY = """
+    --toy-max-ops 3 --toy-texts 512 --toy-queries 200 --toy-solutions 128 --val-queries 10
+    --sft-lr 3e-3 --sft-epochs 12 --start-epoch 6 --reward answer+oracle
+    --num-iters 2 --steps-per-iter 4 --batch-size 16 --queries-per-iter 24 --K 4 --chunk 10
+    --balance-queries 8 --temperatures 0.6:1.0:0.4 --taus -1:1:0.1
+    --max-tokens 40 --eval-queries 10 --eval-samples 4 --S 2
+""".split()
+
+
+def tiny(*flags: str) -> Config:
+    """The settings of a tiny run; flags may be of the form "--K 8"."""
+    return parse_config([*TINY, *" ".join(flags).split()])
+
+
+def run(cwd: Path, *flags: str) -> tuple[str, str]:
+    """A tiny run to its end, in this process; returns what it wrote to stdout and stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        bstar.main([*TINY, *" ".join(flags).split()])
+    return out.getvalue(), err.getvalue()
+
+
+def command(cwd: Path, *flags: str) -> subprocess.CompletedProcess:
+    """`python bstar.py`, offline, in a process of its own."""
+    argv = [sys.executable, str(ROOT / "bstar.py"), *" ".join(flags).split()]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(argv, cwd=cwd, capture_output=True, text=True, env=env)
+
+
+def tiny_llama(kind: str = "llama", seed: int = 0, **settings):
+    """A model of two layers and random weights, on which nobody has trained."""
+    import torch
+    import transformers
+
+    shape = dict(vocab_size=44, hidden_size=32, intermediate_size=64, num_hidden_layers=2)
+    heads = dict(num_attention_heads=4, num_key_value_heads=2)
+    config = transformers.AutoConfig.for_model(kind, **{**shape, **heads, **settings})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+def life(cwd: Path, flags: str, phase: str = "", at: float = 1.0, sig: int = signal.SIGKILL):
+    """A run in a fork of this process, which sends itself sig at a share of a phase's bar.
+
+    returns  its exit code, negative for a signal, and what it printed
+    """
+    printed = cwd / "printed"
+    pid = os.fork()
+    if pid == 0:
+        sys.stdout = sys.stderr = open(printed, "w")
+        sys.argv = ["bstar.py", *TINY, *flags.split()]
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _end_in(phase, at, sig)
+        code = 0
+        try:
+            os.chdir(cwd)
+            data.run(bstar.main)
+        except SystemExit as e:
+            code = e.code or 0
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status), printed.read_text()
+
+
+def _end_in(phase: str, at: float, sig: int) -> None:
+    """Makes this process send itself sig when the phase's bar comes to a share of its end."""
+    progress = data.progress
+
+    def watched(total: int, desc: str):
+        bar = progress(total, desc)
+        update = bar.update
+
+        def update_and_end(n: int = 1):
+            update(n)
+            if desc == phase and bar.n >= at * total:
+                os.kill(os.getpid(), sig)
+
+        bar.update = update_and_end
+        return bar
+
+    data.progress = watched
+
+
+@dataclasses.dataclass
+class Toy:
+    """The toy as a tiny run sets it up, and M_0."""
+
+    cwd: Path  # runs in this folder share its cache
+    cfg: Config
+    setup: Setup
+    start: Path  # M_0: the SFT checkpoint
+
+    def policy(self, optim: str = "adamw"):
+        """M_0, loaded afresh."""
+        return load_policy(dataclasses.replace(self.cfg, optim=optim), self.start)
+
+    def engine(self, out: Path | str = "", **settings) -> HFEngine:
+        """A sampler with other settings."""
+        cfg = dataclasses.replace(self.cfg, out=str(out), **settings)
+        tokenizer = self.setup.tokenizer
+        return HFEngine(cfg, tokenizer, self.setup.prompt, [tokenizer.eos_token_id])
+
+    def prompts(self, n: int) -> list[list[int]]:
+        """Prompts of n questions."""
+        return [self.setup.prompt(q) for q in self.setup.splits.val[:n]]
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory) -> Toy:
+    cwd = tmp_path_factory.mktemp("toy")
+    cfg = tiny()
+    with contextlib.chdir(cwd):
+        setup = set_up(cfg)
+        setup.base = str(Path(setup.base).resolve())
+        [start] = sft(cfg, setup.base, setup.human, setup.tokenizer)
+        return Toy(cwd, cfg, setup, start.resolve())
+
+
+@pytest.fixture
+def gpu_80(monkeypatch):
+    """A GPU of 80 GiB and a large disk, as far as the preflight looks."""
+    import torch
+
+    properties = type("Properties", (), {"total_memory": 80 << 30})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: properties)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1 << 50}))

@@ -1,0 +1,190 @@
+"""config.py: defaults, presets and flags, and what a bad value says."""
+
+import re
+import subprocess
+import sys
+from dataclasses import fields
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+import config
+import metrics
+import rewards
+from config import PRESETS, Config, grid, parse_config
+from data import UserError
+
+
+def parse(flags: str) -> Config:
+    return parse_config(flags.split())
+
+
+# -- default < preset < flag ----------------------------------------------------------------------
+
+
+def test_a_flag_beats_the_preset_and_the_preset_the_default():
+    assert Config.K == parse("--task math").K == 64
+    assert parse("").task == "toy"
+    assert parse("").K == PRESETS["toy"]["K"] != Config.K
+    assert parse("--K 7").K == 7
+
+
+def test_the_thresholds_of_a_reward_are_a_preset_too():
+    assert parse("").tau_grid[0] == 0.6
+    assert parse("--reward answer+oracle").tau_grid[0] == 1.0
+    assert parse("--reward answer").tau_grid[0] == -1.0
+    assert parse("--taus 0:1:0.5").tau_grid == [0.0, 0.5, 1.0]
+
+
+PAPER = {  # Sec. 4.1 and App. A
+    "num_iters": 9,
+    "steps_per_iter": 500,
+    "batch_size": 128,
+    "samples_per_iter": 64_000,
+    "balance_queries": 600,
+    "K": 64,
+    "sft_lr": 5e-6,
+    "sft_epochs": 3,
+    "start_epoch": 1,
+    "val_queries": 500,
+    "eval_samples": 32,
+    "S": 4,
+    "temperature_grid": [i / 10 for i in range(5, 13)],
+    "tau_grid": [i / 10 for i in range(-10, 11)],
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_settings_of_math_are_the_papers(name):
+    assert getattr(parse("--task math"), name) == PAPER[name]
+
+
+def test_arc_and_code_differ_as_the_paper_says():
+    for task in ("arc", "code"):
+        cfg = parse(f"--task {task}")
+        assert cfg.temperature_grid == [i / 10 for i in range(4, 12)]
+        assert cfg.tau_grid == PAPER["tau_grid"]
+        assert cfg.K == 32
+    assert parse("--task code").reward == "tests"
+    assert parse("--task arc").start_epoch == 0  # no SFT
+
+
+def test_a_fixed_temperature_or_tau_is_a_grid_of_one():
+    assert parse("--temperature 0.7").temperature_grid == [0.7]
+    assert parse("--tau 0.2").tau_grid == [0.2]
+    online = parse("--method online-rft")
+    assert (online.temperature_grid, online.tau_grid) == ([1.0], [0.0])
+
+
+def test_with_a_binary_reward_tau_has_no_say():
+    """r is 0 or 1: every tau in [0, 1) selects the same, so the decision is one of T alone."""
+    rng, cfg = np.random.default_rng(5), parse("--task arc")
+    p = rng.beta(1, 1, (40, 1))
+    correct = np.stack([rng.random((40, 32)) < p ** (1 + abs(T - 0.7)) for T in np.arange(8) / 10])
+    text = np.broadcast_to(np.arange(32), correct.shape)
+    pool = correct.astype(float), correct, text
+    line = metrics.decide(*pool, cfg.temperature_grid, cfg.tau_grid, n_star=30)
+    surface = np.array(line["surface"])
+    ties = [i for i, tau in enumerate(cfg.tau_grid) if 0 <= tau < 1]
+    assert len(ties) == 10 and (surface[:, ties] == surface[:, ties[:1]]).all()
+    assert (surface[:, 0] < surface[:, ties[0]]).all() and not surface[:, -1].any()
+    alone = metrics.decide(*pool, cfg.temperature_grid, [0.0], n_star=30)
+    assert line["temperature"] == alone["temperature"] and 0 <= line["tau"] < 1
+    assert line["qe"] == pytest.approx(alone["qe"])
+
+
+def test_a_grid_is_made_of_decimals_and_may_start_below_zero():
+    assert parse("--taus -1:1:0.5").tau_grid == [-1, -0.5, 0, 0.5, 1]
+    assert parse("--taus=-1:1:0.5") == parse("--taus -1:1:0.5")
+    assert parse("--tau -1e-3").tau == -1e-3
+    assert grid("taus", "-1:1:0.01") == [i / 100 for i in range(-100, 101)]
+
+
+# -- a bad value ----------------------------------------------------------------------------------
+
+BAD = [
+    ("--task chess", "--task chess: expected one of toy, "),
+    ("--method ppo", "--method ppo: expected one of sft, rest-em"),
+    ("--reward vibes", "--reward vibes: expected one of answer"),
+    ("--optim sgd", "--optim sgd: expected one of adamw, adamw8bit"),
+    ("--nonsense 1", "unrecognized arguments: --nonsense"),
+    ("--K 0", "--K 0: expected at least 1"),
+    ("--K many", "--K: invalid int value: 'many'"),
+    ("--S 5 --eval-samples 4", "--S 5: pass@K-S needs S <= K, but --eval-samples is 4"),
+    ("--temperature 0", "expected 0.01 to 100"),
+    ("--temperature nan", "expected 0.01 to 100"),
+    ("--warmup nan", "--warmup nan: expected a number from 0 to 1"),
+    ("--lr 0", "--lr 0.0: expected a number from"),
+    ("--seed -1", "--seed -1: expected"),
+    ("--taus 0:inf:1", "--taus 0:inf:1: expected FROM:TO:STEP"),
+    ("--taus 1:0:0.1", "--taus 1:0:0.1: expected FROM:TO:STEP"),
+    ("--taus 0:1:1e-9", "1,000,000,001 points; expected at most 10,000"),
+    ("--temperatures x", "--temperatures x: expected FROM:TO:STEP"),
+    ("--tau 2", "no reward is above 2"),
+    ("--reward answer --tau 1.0", "no reward is above 1"),
+    ("--start-epoch 99", "expected at most --sft-epochs"),
+    ("--method sft --start-epoch 2", "a multiple of --start-epoch"),
+    ("--task arc --method sft", "--method sft: expected --sft-epochs"),
+    ("--method rest-em --offload-optimizer", "--method rest-em has no optimizer while it samples"),
+    ("--reward answer --prm x", "--reward answer uses no PRM"),
+    ("--prm-format qwen", "--prm-format qwen: it says how to read --prm, which is missing"),
+    ("--task gsm8k --reward answer+oracle", "only a toy's steps can be checked exactly"),
+    ("--task math --reward tests", "--reward tests: --task math is rewarded by answers"),
+    ("--task code --reward answer", "--reward answer: --task code is rewarded by unit tests"),
+    ("--task arc --unsafe-code", "--unsafe-code: --task arc runs no programs"),
+]
+
+
+@pytest.mark.parametrize("flags, message", BAD)
+def test_a_bad_value_is_one_line_that_names_the_flag(flags, message):
+    with pytest.raises(UserError) as e:
+        parse(flags)
+    assert message in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "flags, install", [("--engine vllm", "vllm"), ("--optim adamw8bit", "torchao")]
+)
+def test_a_missing_library_is_one_line_that_says_what_to_install(flags, install, monkeypatch):
+    monkeypatch.setattr(config, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=f"^{flags}: .*{install}.*; .*pip install.* or --"):
+        parse(flags)
+
+
+def test_a_fork_adds_a_reward_by_one_entry(monkeypatch):
+    monkeypatch.setitem(rewards.REWARDS, "mine", lambda queries, responses: [5.0] * len(responses))
+    cfg = parse("--reward mine --tau 4")
+    assert (cfg.reward, cfg.tau) == ("mine", 4.0)
+
+
+# -- the flags are the fields ---------------------------------------------------------------------
+
+
+def test_every_field_is_a_flag_with_a_help_text(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    for f in fields(Config):
+        assert re.search(rf"--{f.name.replace('_', '-')}[ ,]", text), f.name
+        assert f.metadata["text"], f.name
+    assert text.count("(default") == len(fields(Config))
+
+
+def test_every_field_is_used():
+    """A flag that does nothing is a defect."""
+    code = "".join(path.read_text() for path in ROOT.glob("*.py"))
+    for f in fields(Config):
+        assert re.search(rf"(cfg|self)\.{f.name}\b", code), f.name
+
+
+def test_help_needs_no_torch(tmp_path):
+    heavy = ("torch", "transformers", "matplotlib", "pandas", "datasets")
+    code = (
+        "import sys, bstar\n"
+        "try: bstar.main(['--help'])\n"
+        f"except SystemExit: sys.exit(any(m in sys.modules for m in {heavy}))"
+    )
+    env = {"PYTHONPATH": str(ROOT)}
+    p = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True)
+    assert p.returncode == 0 and b"--temperatures" in p.stdout, p.stderr

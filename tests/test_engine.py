@@ -1,0 +1,420 @@
+"""engine.py: both samplers against plain loops and softmax(logits / T), and the weight canary.
+
+    pytest tests/test_engine.py            the transformers engine
+    pytest -m vllm tests/test_engine.py    vLLM, in float32 on a CPU, where it is installed
+
+What a CPU cannot show of vLLM: sleeping and waking the GPU's memory, CUDA graphs, bfloat16.
+"""
+
+import copy
+import functools
+import gzip
+import json
+import random
+import re
+from collections import Counter
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, tiny_llama
+
+import engine
+import rewards
+from config import Config
+from data import Query, Sample, UserError
+from engine import HFEngine, VLLMEngine
+
+V = 64  # vocabulary
+STOPS = [2, 9]
+PROMPTS = [[1, 5, 6, 7], [1, 10], [1, 11, 30, 31, 32, 33, 34], [1, 40, 41]]
+QUERIES = [Query(str(i), "", "") for i in range(10)]
+
+
+def prompt_of(query: Query) -> list[int]:
+    return [1, 10 + int(query.id)]
+
+
+def make_policy(tied: bool = False, seed: int = 0):
+    heads = dict(num_attention_heads=2, num_key_value_heads=1, head_dim=32)  # vLLM takes no less
+    ids = dict(bos_token_id=1, eos_token_id=3, tie_word_embeddings=tied, initializer_range=0.2)
+    return tiny_llama("llama", seed, vocab_size=V, hidden_size=64, **heads, **ids)
+
+
+def greedy(policy, ids: list[int], stops: list[int], max_tokens: int) -> tuple[list[int], str]:
+    """A loop without cache, padding or batch: the tokens before the stop, the finish reason."""
+    out = []
+    while len(out) < max_tokens:
+        with torch.no_grad():
+            token = policy(torch.tensor([ids + out])).logits[0, -1].argmax().item()
+        if token in stops:
+            return out, "stop"
+        out.append(token)
+    return out, "length"
+
+
+class Numbers:
+    """A tokenizer whose texts are the token ids."""
+
+    eos_token_id = 2
+
+    def decode(self, ids, **_) -> str:
+        return " ".join(map(str, ids))
+
+    def batch_decode(self, rows, **_) -> list[str]:
+        return [self.decode(row) for row in rows]
+
+
+def make_hf(out="", **settings) -> HFEngine:
+    return HFEngine(Config(max_tokens=24, out=str(out), **settings), Numbers(), prompt_of, STOPS)
+
+
+def ids_of(sample: Sample) -> list[int]:
+    return [int(x) for x in sample.response.split()]
+
+
+# -- both -----------------------------------------------------------------------------------------
+
+
+def process_state() -> list:
+    states = [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
+    return [*states, torch.get_num_threads(), torch.set_num_threads, torch.get_default_dtype()]
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """start(kind): an engine, and whether its start left the process alone; each is built once.
+
+    vLLM's folder holds a config, and generation settings that are not to be obeyed.
+    """
+
+    @functools.cache
+    def build(kind: str):
+        if kind == "hf":
+            return make_hf(), True
+        folder = tmp_path_factory.mktemp("model")
+        make_policy(kind == "tied").config.save_pretrained(folder)
+        settings = {"temperature": 0.01, "top_k": 1, "eos_token_id": 4}
+        (folder / "generation_config.json").write_text(json.dumps(settings))
+        cfg = Config(max_tokens=24, max_length=230, out=str(folder))
+        before = process_state()
+        vllm = VLLMEngine(cfg, Numbers(), prompt_of, STOPS, folder)
+        return vllm, process_state() == before and vllm.policy is None
+
+    return build
+
+
+@pytest.fixture
+def sampler(request, start):
+    return start(request.param)[0]
+
+
+@pytest.fixture
+def policy(request):
+    return make_policy(request.node.callspec.params["sampler"] == "tied")
+
+
+# find_spec, not importorskip: importing vLLM takes ten seconds, also where it is deselected
+missing = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed here")
+VLLM = [pytest.param(kind, marks=[pytest.mark.vllm, missing]) for kind in ("untied", "tied")]
+both = pytest.mark.parametrize("sampler", ["hf", *VLLM], indirect=True)
+vllm_only = pytest.mark.parametrize("sampler", VLLM, indirect=True)
+
+
+@both
+def test_greedy_equals_a_loop_without_cache_padding_or_batch(sampler, policy):
+    sampler.wake(policy)
+    for prompt, [s] in zip(PROMPTS, sampler.sample(PROMPTS, 1, 0.0, seed=0)):
+        assert (ids_of(s), s.finish_reason) == greedy(policy, prompt, STOPS, 24)
+
+
+@both
+def test_a_seed_gives_the_same_responses_and_no_random_stream_is_shared(sampler, policy):
+    sampler.wake(policy)
+    twins = [PROMPTS[0]] * 3  # only the random streams can differ
+    a, b, c = (sum(sampler.sample(twins, 4, 1.0, seed), []) for seed in (7, 7, 8))
+    assert a == b and len({s.response for s in a}) == 12
+    assert not {s.response for s in a} & {s.response for s in c}  # nor by the neighbouring seed
+
+
+@both
+def test_only_our_stop_tokens_end_a_response_and_max_tokens_cuts_it(sampler, policy):
+    sampler.wake(policy)
+    samples = sum(sampler.sample(PROMPTS, 64, 1.0, seed=0), [])
+    reasons = Counter(s.finish_reason for s in samples)
+    assert set(reasons) == {"stop", "length"} and min(reasons.values()) > 10
+    for s in samples:
+        assert not set(STOPS) & set(ids_of(s))
+        assert (len(ids_of(s)) == 24) == (s.finish_reason == "length")
+    inside = {t for s in samples for t in ids_of(s)[:-1]}
+    assert {3, 4} <= inside  # the ends that config.json and generation_config.json name
+
+
+@both
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 2.0])
+def test_first_tokens_follow_softmax_of_logits_over_temperature(sampler, policy, temperature):
+    """Chi-square of 4,000 first tokens: the whole distribution, no top-k, no top-p, no penalty."""
+    sampler.wake(policy)
+    [samples] = sampler.sample([PROMPTS[0]], 4000, temperature, seed=3)
+    tokens = [[*ids_of(s), STOPS[0]][0] for s in samples]  # a stop token leaves no text
+    seen = np.bincount(tokens, minlength=V)
+    with torch.no_grad():
+        logits = policy(torch.tensor([PROMPTS[0]])).logits[0, -1].double()
+    p = (logits / temperature).softmax(-1).numpy()
+    p[STOPS] = p[STOPS].sum(), 0
+    want = p * len(tokens)
+    rare = want < 5
+    want, seen = np.append(want[~rare], want[rare].sum()), np.append(seen[~rare], seen[rare].sum())
+    chi2, df = ((seen - want) ** 2 / want.clip(1)).sum(), len(want) - 1
+    assert df > 10 and chi2 < df + 4 * (2 * df) ** 0.5
+
+
+# -- transformers ---------------------------------------------------------------------------------
+
+
+def test_greedy_with_a_sliding_window_and_rows_that_leave_early():
+    """A Mistral's cache keeps a window only; prompts and responses are of unequal length."""
+    policy, sampler = tiny_llama("mistral", 1, sliding_window=8, initializer_range=0.3), make_hf()
+    sampler.wake(policy)
+    prompts = [[random.randrange(10, 44) for _ in range(random.randint(1, 20))] for _ in range(12)]
+    samples = [group[0] for group in sampler.sample(prompts, 1, 0.0, seed=0)]
+    for prompt, s in zip(prompts, samples):
+        assert (ids_of(s), s.finish_reason) == greedy(policy, prompt, STOPS, 24)
+    assert len({len(s.response) for s in samples}) > 3
+
+
+def test_a_small_budget_takes_more_calls_and_gives_all_responses():
+    small, large = make_hf(sample_budget=100), make_hf()
+    assert len(list(small.calls(PROMPTS, 9))) > len(PROMPTS)  # n goes over several calls
+    assert len(list(large.calls(PROMPTS, 9))) == 1
+    for sampler in (small, large):
+        sampler.wake(make_policy())
+        assert [len(group) for group in sampler.sample(PROMPTS, 9, 1.0, seed=0)] == [9] * 4
+    assert small.sample(PROMPTS, 1, 0.0, seed=0) == large.sample(PROMPTS, 1, 0.0, seed=0)
+
+
+def test_a_full_gpu_names_the_flag_that_makes_room(monkeypatch):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(HFEngine, "generate", full)
+    with pytest.raises(UserError, match="the same command with a smaller --sample-budget goes on"):
+        make_hf().sample([[1, 5]], 1, 1.0, seed=0)
+
+
+def test_an_engine_holds_a_policy_inside_the_block_only():
+    sampler = make_hf()
+    with pytest.raises(ZeroDivisionError), sampler.awake(make_policy()):
+        assert sampler.policy is not None
+        1 / 0
+    assert sampler.policy is None
+
+
+# -- chunks that survive a kill -------------------------------------------------------------------
+
+
+def draw(sampler):
+    with sampler.awake(make_policy()) as draw:
+        return draw(QUERIES, 2, 1.0, "iter1.pool")
+
+
+def test_chunks_are_kept_and_not_drawn_again(tmp_path, monkeypatch):
+    sampler = make_hf(tmp_path, chunk=4)
+    first = draw(sampler)
+    assert len(list(sampler.parts.iterdir())) == 3 and [len(group) for group in first] == [2] * 10
+    (sampler.parts / "iter1.pool.4.jsonl.gz").unlink()
+    seen, sample = [], HFEngine.sample
+
+    def counted(self, prompts, *args):
+        seen.append(len(prompts))
+        return sample(self, prompts, *args)
+
+    monkeypatch.setattr(HFEngine, "sample", counted)
+    assert draw(sampler) == first and seen == [4]
+
+
+def test_a_damaged_chunk_is_told_and_drawn_again(tmp_path, capsys):
+    sampler = make_hf(tmp_path)
+    first = draw(sampler)
+    [part] = sampler.parts.iterdir()
+    whole = part.read_bytes()
+    engine.write_chunk(part, [group[:1] for group in first])
+    another_n = part.read_bytes()
+    for damaged in (whole[:-20], b"no gzip", another_n, gzip.compress(b"null\n" * 10)):
+        part.write_bytes(damaged)
+        assert draw(sampler) == first and part.read_bytes() == whole
+    assert capsys.readouterr().err.count(f"{part}: damaged; sampled again") == 4
+
+
+# -- which one ------------------------------------------------------------------------------------
+
+
+def test_a_chat_models_turns_end_where_its_generation_config_says(tmp_path):
+    assert engine.find_stop_ids(Numbers(), tmp_path) == [2]
+    for ids, stops in ((7, [2, 7]), ([7, 2, 8], [2, 7, 8])):
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+        assert engine.find_stop_ids(Numbers(), tmp_path) == stops
+
+
+def test_vllm_gets_what_the_trainer_leaves_of_a_gpu(gpu_80):
+    def share(**settings):
+        return engine.gpu_share(Config(task="math", **settings), "x/Mistral-7B")
+
+    with pytest.raises(UserError, match="beside 78 GiB of weights .* no room .*, --offload-optimi"):
+        share()
+    assert share(offload_optimizer=True) == share(method="iterative-rft") == 0.574
+    assert share(optim="adamw8bit") == 0.571
+    assert share(optim="adamw8bit", offload_optimizer=True) == 0.737
+
+
+# -- vLLM -----------------------------------------------------------------------------------------
+
+
+def train_a_little(policy, steps: int = 5):
+    """A few real AdamW steps on one repeated sentence."""
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
+    ids = torch.arange(20, 40)[None]
+    for _ in range(steps):
+        policy(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("kind", VLLM)
+def test_vllm_starts_asleep_and_leaves_the_process_as_it_was(start, kind):
+    vllm, left_alone = start(kind)
+    assert left_alone
+    vllm.sleep()
+    with pytest.raises(RuntimeError, match="asleep"):
+        vllm.generate(PROMPTS, 1, 1.0, 4, seed=0)
+
+
+@vllm_only
+def test_waking_brings_the_trained_weights_every_time(sampler, policy):
+    long = [1] + list(range(10, 60)) * 4  # cached prefixes are blocks of 128 tokens on a CPU
+    sampler.wake(policy)
+    for _ in range(2):
+        for prompts in (PROMPTS, [long]):
+            assert sampler.check_canary(prompts) < 1e-4
+        train_a_little(policy)
+        assert np.mean(sampler.canary_gaps(PROMPTS)) > 0.05  # still the weights from before
+        sampler.sleep()
+        sampler.wake(policy)
+    sampler.check_canary([long])
+
+
+@vllm_only
+def test_waking_neither_touches_nor_aliases_the_policy(sampler, policy):
+    before = copy.deepcopy(policy.state_dict())
+    sampler.wake(policy)
+    samples = sampler.sample(PROMPTS, 2, 1.0, seed=0)
+    assert all(torch.equal(v, before[k]) for k, v in policy.state_dict().items())
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.zero_()
+    assert sampler.sample(PROMPTS, 2, 1.0, seed=0) == samples
+
+
+@vllm_only
+def test_the_canary_stops_a_skipped_swap_before_a_sample_is_kept(sampler, policy, monkeypatch):
+    sampler.wake(policy)
+    train_a_little(policy, steps=1)  # one optimizer step later, and no wake
+    asked = [Query("0", "", "")], 2, 1.0, "iter1.pool"
+
+    def forget(policy):
+        sampler.policy, sampler.checked = policy, False
+
+    with monkeypatch.context() as m:
+        m.setattr(sampler, "wake", forget)
+        with pytest.raises(RuntimeError, match="does not hold the policy's weights") as error:
+            with sampler.awake(policy) as draw:
+                draw(*asked)
+    assert "\n" not in str(error.value) and not sampler.parts.exists()
+    with sampler.awake(policy) as draw:
+        assert [len(group) for group in draw(*asked)] == [2]
+
+
+@pytest.mark.parametrize("sampler", VLLM[1:], indirect=True)
+def test_the_canary_stops_a_stale_head(sampler, policy):
+    """Tied embeddings: `named_parameters` lacks lm_head and vLLM keeps the old one, silently."""
+    sampler.wake(policy)
+    other = make_policy(tied=True, seed=1)
+    weights = {"weights_iterator": iter(other.named_parameters())}
+    sampler.llm.collective_rpc("reload_weights", kwargs=weights)
+    sampler.llm.reset_prefix_cache()
+    sampler.policy = other
+    with pytest.raises(RuntimeError, match="does not hold the policy's weights"):
+        sampler.check_canary(PROMPTS)
+    sampler.wake(other)
+    sampler.check_canary(PROMPTS)
+
+
+@vllm_only
+def test_a_bar_counts_responses_and_vllm_prints_none_of_its_own(sampler, policy, capsys):
+    from tqdm import tqdm
+
+    sampler.wake(policy)
+    with tqdm(total=16, desc="iter3.pool") as bar:
+        for seed in range(2):
+            sampler.sample(PROMPTS, 2, 1.0, seed, bar)
+        assert bar.n == 16
+    err = capsys.readouterr().err
+    assert "iter3.pool: 100%" in err and "prompts" not in err
+
+
+@vllm_only
+def test_more_prompt_tokens_than_one_step_takes(sampler, policy):
+    """Seeded requests, read in two parts, would fail on a CPU."""
+    sampler.wake(policy)
+    prompts = [[1, 10 + i % 50] + [7 + i // 50] * 98 for i in range(60)]  # 6,000, none cached
+    assert [len(group) for group in sampler.sample(prompts, 2, 1.0, seed=0)] == [2] * 60
+
+
+def save_prm(folder) -> rewards.PRM:
+    """A PRM as train_prm.py keeps it, of random weights."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoModelForTokenClassification, PreTrainedTokenizerFast
+
+    vocab = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>"])}
+    vocab |= {f"w{i}": i for i in range(3, V)}
+    words = Tokenizer(models.WordLevel(vocab, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    more = dict(step_separator="w9", prompt_template="{query}", bos_token="<s>", eos_token="</s>")
+    PreTrainedTokenizerFast(tokenizer_object=words, **more).save_pretrained(folder)
+    make_policy(False).save_pretrained(folder)
+    model = AutoModelForTokenClassification.from_pretrained(folder, num_labels=2)
+    with torch.no_grad():
+        model.score.bias[:] = torch.tensor([0.5, -0.5])
+    model.save_pretrained(folder)
+    return rewards.PRM.load(folder)
+
+
+@pytest.mark.vllm
+@missing
+def test_the_pooling_runner_scores_steps_as_we_do(tmp_path, monkeypatch):
+    """The snippet of docs/prm.md; then a batch that no prefix cache or scheduler may cut short."""
+    import vllm as library
+
+    prm, question = save_prm(tmp_path), " ".join(f"w{3 + i % 60}" for i in range(200))
+    rng, responses = random.Random(0), []
+    for _ in range(60):
+        words = [f"w{rng.randint(10, 63)}" for _ in range(9)]
+        responses.append(" ; ".join(words[: rng.randint(2, 9)]))
+    scores = prm.score([question] * 60, responses)
+    inputs = [prm.encode(question, rewards.split_steps(r)) for r in responses]
+
+    ids, places = inputs[0]
+    names = {"folder": str(tmp_path), "ids": ids, "places": places}
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    small = functools.partial(library.LLM, enforce_eager=True, kv_cache_memory_bytes=1 << 30)
+    monkeypatch.setattr(library, "LLM", small)
+    text = (ROOT / "docs" / "prm.md").read_text()
+    with engine.process_state_kept():
+        exec(re.search(r"```python\n(import vllm.*?)```", text, re.S)[1], names)
+    assert names["p"].tolist() == pytest.approx(scores[0], abs=1e-5) and len(places) > 1
+    asked = [{"prompt_token_ids": ids} for ids, _ in inputs]
+    outputs = names["llm"].encode(asked, pooling_task="token_classify", use_tqdm=False)
+    for want, output, (_, places) in zip(scores, outputs, inputs, strict=True):
+        assert output.outputs.data[places, 1].tolist() == pytest.approx(want, abs=1e-5)
+    assert np.std(sum(scores, [])) > 0.05

@@ -1,0 +1,224 @@
+"""runs.py: the run's folder, what it is set up from, and whether it will fit; user errors."""
+
+import json
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import bench
+import pytest
+from conftest import ROOT, TINY, command, tiny
+
+import bstar
+import metrics
+import runs
+from config import Config, parse_config
+from data import Query, Splits, UserError
+from runs import Run, preflight, prune
+
+# -- the folder -----------------------------------------------------------------------------------
+
+
+def begun(out: Path, flags: str = "") -> Run:
+    """A run that has done something in its folder."""
+    run = Run(tiny(f"--out {out} {flags}"))
+    run.lap(0, "base")
+    return run
+
+
+def test_another_config_is_refused_and_every_change_named(tmp_path):
+    begun(tmp_path)
+    with pytest.raises(UserError, match="K 4 -> 8, lr 0.0003 -> 0.5.*; choose another --out"):
+        begun(tmp_path, "--lr 0.5 --K 8")
+
+
+def test_settings_of_memory_may_change_after_a_full_gpu(tmp_path):
+    begun(tmp_path)
+    begun(tmp_path, "--token-budget 100 --gradient-checkpointing --sample-budget 7 --preflight")
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["token_budget"] == 100 and "preflight" not in config
+
+
+def test_a_start_that_failed_does_not_hold_its_folder(tmp_path):
+    for model in ("nope", "nor-this"):
+        Run(tiny(f"--out {tmp_path} --model {model}"))
+    assert json.loads((tmp_path / "config.json").read_text())["model"] == "nor-this"
+
+
+def test_a_broken_config_is_one_line(tmp_path):
+    begun(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="its config.json is broken; choose another --out"):
+        begun(tmp_path)
+
+
+def test_two_processes_on_one_folder(tmp_path):
+    run = begun(tmp_path / "run")
+    p = command(tmp_path, *TINY, "--out run")
+    assert p.returncode == 2 and f"{run.out.name}: another process is writing to it" in p.stderr
+
+
+def test_a_line_of_a_file_is_replaced_and_later_ones_dropped(tmp_path):
+    run = begun(tmp_path)
+    for t, value in ((1, "a"), (2, "b"), (3, "c"), (2, "d")):
+        run.put("ledger.jsonl", {"iter": t, "value": value})
+    rows = metrics.read_jsonl(tmp_path / "ledger.jsonl")
+    assert [row["value"] for row in rows] == ["a", "d"]
+
+
+def test_seconds_add_up_over_all_starts_also_after_a_torn_line(tmp_path):
+    run = begun(tmp_path)
+    with open(tmp_path / "times.jsonl", "a") as f:
+        f.write('{"iter": 1, "phase": "gen", "seconds": 2}\n{"iter": 1, "phase": "gen", "sec')
+    run.clock -= 3
+    run.lap(1, "gen")
+    assert run.seconds(1) == {"gen": pytest.approx(5, abs=0.1)}
+
+
+def test_prune_keeps_the_last_two_and_the_best(tmp_path):
+    start = tmp_path / "cache" / "epoch_1"
+    for path in (start, *(tmp_path / "run" / "checkpoints" / f"iter_{t}" for t in range(1, 6))):
+        path.mkdir(parents=True)
+    prune(tmp_path / "run", start, t=5, best=2)
+    left = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
+    assert left == ["iter_2", "iter_4", "iter_5"]
+    assert (tmp_path / "run" / "policy").resolve().name == "iter_5"
+    assert (tmp_path / "run" / "best").resolve().name == "iter_2"
+    prune(tmp_path / "run", start, t=5, best=0)
+    assert (tmp_path / "run" / "best").resolve() == start
+
+
+# -- what a run is set up from --------------------------------------------------------------------
+
+
+def test_prompts_that_fill_max_length_are_left_out_and_counted(capsys):
+    queries = [Query(str(n), "word " * n, "") for n in (3, 30, 4)]
+    splits = Splits(queries[:], queries[:1], {"test": queries[:]}, "", "")
+    runs.drop_long_prompts(splits, lambda q: q.text.split(), Config(max_length=10))
+    assert [q.id for q in splits.train] == [q.id for q in splits.tests["test"]] == ["3", "4"]
+    assert "train: 1 of 3 prompts fill --max-length 10" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--max-length 2: no prompt of the train set fits"):
+        runs.drop_long_prompts(splits, lambda q: q.text.split(), Config(max_length=2))
+
+
+def test_chat_follows_the_tokenizer_unless_told(toy):
+    tokenizer = toy.setup.tokenizer
+    assert not runs.use_chat(Config(chat="auto"), tokenizer)
+    with pytest.raises(UserError, match="--chat on: the tokenizer .* has no chat template"):
+        runs.use_chat(Config(chat="on"), tokenizer)
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--task chess", "--task chess: expected one of"),
+        ("--task gsm8k --model nobody/none-1M --train-file none.jsonl", "no such file: none.jsonl"),
+        ("--task gsm8k --model nobody/none-1M", "hub"),
+        ("--task gsm8k --model .", "--model .: Unrecognized model"),
+    ],
+)
+def test_a_users_error_is_one_line_and_exit_code_2(tmp_path, flags, message):
+    p = command(tmp_path, flags)
+    assert p.returncode == 2 and p.stderr.count("\n") == 1, p.stderr
+    assert p.stderr.startswith("bstar.py: ") and message in p.stderr
+
+
+def test_code_fails_closed_before_anything_is_loaded(tmp_path):
+    """Without libseccomp, here a name that is none, nothing runs unless --unsafe-code says so."""
+    for path in ROOT.glob("*.py"):
+        text = path.read_text().replace("libseccomp.so.2", "libnone.so")
+        (tmp_path / path.name).write_text(text)
+    ask = [sys.executable, "bstar.py", "--task", "code", "--model", "none"]
+    p = subprocess.run(ask, cwd=tmp_path, capture_output=True, text=True)
+    assert p.returncode == 2 and p.stderr.count("\n") == 1
+    assert "apt-get install libseccomp2" in p.stderr and "--unsafe-code" in p.stderr
+    with pytest.raises(UserError, match="no such file: none.jsonl"):
+        bstar.main(
+            f"{' '.join(ask[2:])} --unsafe-code --train-file none.jsonl "
+            f"--test-file none.jsonl --out {tmp_path}/run".split()
+        )
+
+
+# -- will it fit ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch) -> str:
+    """A folder with the config of 1.8M parameters and no weights."""
+    from transformers import LlamaConfig
+
+    shape = dict(vocab_size=1000, hidden_size=256, intermediate_size=512, num_hidden_layers=2)
+    LlamaConfig(**shape, num_attention_heads=4).save_pretrained(tmp_path / "m")
+    monkeypatch.chdir(tmp_path)
+    return "--task gsm8k --model m --engine hf"
+
+
+def test_the_preflight_says_what_a_run_needs_before_a_weight_is_read(model, capsys):
+    with pytest.raises(SystemExit) as e:
+        bstar.main(f"{model} --preflight".split())
+    out, err = capsys.readouterr()
+    assert not e.value.code and not err and out.count("\n") == 1
+    assert "preflight | 0.00182B parameters | training" in out and not Path("runs").exists()
+
+
+BUDGET = "--token-budget 999999999"
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (BUDGET, "training needs .*; lower --token-budget 999999999$"),
+        (f"{BUDGET} --no-gradient-checkpointing", "or take --gradient-checkpointing$"),
+        ("--sample-budget 9999999999", "sampling needs .*; lower --sample-budget 9999999999$"),
+        ("--offload-optimizer", "without a GPU the optimizer is in host memory all the time"),
+        ("--model x/some", "the size of --model x/some is not known without its config.json"),
+        ("--model x/Mistral-7B --engine auto", "needs 104 GiB .*smaller --model .*--engine hf$"),
+    ],
+)
+def test_the_preflight_refuses_what_cannot_fit_and_names_the_flag(model, flags, message):
+    with pytest.raises(UserError, match=message):
+        preflight(parse_config(f"{model} --preflight {flags}".split()))
+
+
+def test_the_toy_needs_no_preflight():
+    with pytest.raises(UserError, match="the toy needs 1 GiB; give a --model"):
+        preflight(tiny("--preflight"))
+
+
+def test_no_room_on_the_disk_is_told_at_the_start(model, monkeypatch):
+    usage = type("Usage", (), {"free": 10 << 20})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="more on the disk, 0.00977 GiB are free"):
+        preflight(parse_config(model.split()))
+
+
+def test_the_preflight_counts_both_optimizers(gpu_80, capsys):
+    cfg = Config(task="math", model="x/Mistral-7B", preflight=True)
+    with pytest.raises(UserError, match="104 GiB .*larger GPU, --optim adamw8bit, .*up to 5B"):
+        preflight(cfg)
+    cfg.optim = "adamw8bit"
+    with pytest.raises(SystemExit):
+        preflight(cfg)
+    said = "training 39.3 GiB: weights 13 GiB, gradients 13 GiB, optimizer 13.2 GiB"
+    assert said in capsys.readouterr().out
+
+
+torchao = pytest.mark.skipif(not find_spec("torchao"), reason="torchao is not installed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "what, flags",
+    [
+        ("train", "--token-budget 2048"),
+        ("train", "--token-budget 2048 --gradient-checkpointing"),
+        ("draw", "--sample-budget 32768 --max-tokens 8"),
+        pytest.param("train", "--token-budget 4096 --optim adamw8bit", marks=torchao),
+    ],
+)
+def test_the_preflight_is_within_15_percent_of_a_real_process_peak(what, flags):
+    line = f"{what} 128 llama 2000 384 1056 6 6 2 {flags}"
+    peak = bench.child("memory", line, ROOT, **bench.GIVE_BACK)
+    assert 0.85 < peak["counted"] / peak["held"] < 1.15, peak
