@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -568,6 +569,33 @@ def test_real_code():
 )
 def test_last_boxed(text, box):
     assert data.last_boxed(text) == box
+
+
+HOSTILE = [
+    ("{", "}"),
+    (r"\boxed{", ""),
+    (r"\boxed{", "}"),
+    (r"\boxed{1} or ", ""),
+    (r"\boxed{1}, ", ""),
+    (r"\boxed ", ""),
+    (" ", ""),
+    (".", ""),
+    ("\\", ""),
+]
+
+
+@pytest.mark.parametrize("opening, closing", HOSTILE)
+def test_boxes_take_linear_time(opening, closing):
+    def seconds(n: int) -> float:
+        text = r"\boxed " + opening * n + closing * n
+        start = time.process_time()
+        data.last_boxed(text)
+        data._math_gold("Find all $x$.", text)
+        data.math_row("f:1", {"problem": text, "solution": text, "answer": text})
+        return time.process_time() - start
+
+    many, few = (min(seconds(n) for _ in range(3)) for n in (20_000, 5_000))
+    assert many < 10 * few + 0.01  # 4 times if linear, 16 if quadratic
 
 
 @pytest.fixture(scope="module")
