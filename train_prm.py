@@ -332,6 +332,19 @@ def accumulate(prm: PRM, _, batch: list[Example], token_budget: int) -> float:
     return mean
 
 
+def count(rows: list[dict]) -> dict:
+    """Solutions, steps, and the share of labelled ones that are good; says if none or all are."""
+    steps = []
+    for row in rows:
+        steps += row["labels"]
+    labels = [y for y in steps if y is not None]
+    good = float(np.mean(labels)) if labels else 0.0
+    if good in (0.0, 1.0):
+        alike = f"{100 * good:.0f} % of the {len(labels)} labelled steps are good"
+        print(f"PRM: {alike}, so it can't learn to tell steps apart", file=sys.stderr)
+    return {"solutions": len(rows), "steps": len(steps), "good": round(good, 4)}
+
+
 def new_prm(start: Path | str, tokenizer, template: str, cfg: PRMConfig) -> PRM:
     """An untrained PRM: the start's body, two labels, a random head.
 
@@ -429,6 +442,12 @@ def line(row: dict) -> str:
 # -- the whole -------------------------------------------------------------------------------------
 
 
+def check(cfg: Config) -> None:
+    """Raises UserError where --prm can't be read as --prm-format says, before anything is made."""
+    if cfg.prm:
+        PRM.load(cfg.prm, cfg.prm_format)
+
+
 def load(cfg: Config, setup: Setup) -> PRM:
     """The run's PRM: --prm, or the task's own, which is made now where there is none."""
     return PRM.load(cfg.prm or ready(cfg, setup), cfg.prm_format, cfg.token_budget)
@@ -475,14 +494,10 @@ def make(setup: Setup, starts: list, rows: list[dict] | None, cfg: PRMConfig, ou
     n = min(cfg.prm_queries or len(queries), len(queries) - held_out)
     if rows is None:
         rows = annotate(setup, starts, picked[:n], cfg, out)
+    row = count(rows)
     if not trainer.is_complete(out / "prm"):
         fit(setup, rows, cfg, out)
 
-    labels = []
-    for row in rows:
-        labels += row["labels"]
-    good = float(np.mean([y or 0 for y in labels]))
-    row = {"solutions": len(rows), "steps": len(labels), "good": round(good, 4)}
     if (out / "completions.json").exists():
         row["completions"] = json.loads((out / "completions.json").read_text())
     prm = PRM.load(out / "prm", "own", cfg.token_budget)

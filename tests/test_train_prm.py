@@ -284,6 +284,31 @@ def test_labels_against_the_exact_truth():
     assert worth == {"labels_agree": 1.0, "labels_auc": 1.0}
 
 
+@pytest.mark.parametrize(
+    "labels, good, message",
+    [
+        ([0, 0, None], 0.0, "PRM: 0 % of the 2 labelled steps are good"),
+        ([1.0, True], 1.0, "PRM: 100 % of the 2 labelled steps are good"),
+        ([0, 1, None, 0.5], 0.5, ""),
+    ],
+)
+def test_labels_that_are_all_alike_are_said(capsys, labels, good, message):
+    counts = train_prm.count([{"labels": labels[:1]}, {"labels": labels[1:]}])
+    assert counts == {"solutions": 2, "steps": len(labels), "good": good}
+    assert capsys.readouterr().err.startswith(message)
+
+
+def test_a_prm_is_read_before_anything_is_made(base, tmp_path):
+    flags = ["--prm", str(tmp_path / "nope")]
+    cfg = parse_config(flags)
+    with pytest.raises(UserError, match="--prm .*nope"):
+        train_prm.check(cfg)
+    train_prm.check(parse_config([]))
+    prm = train_prm.new_prm(base, trainer.load_tokenizer(base), "{query}", prm_config())
+    trainer.save(trainer.State(0, prm.model), tmp_path / "prm", prm.tokenizer)
+    train_prm.check(parse_config(["--prm", str(tmp_path / "prm")]))
+
+
 # -- as a user runs it -----------------------------------------------------------------------------
 
 
