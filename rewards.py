@@ -14,7 +14,7 @@ from bisect import bisect_left
 from pathlib import Path
 from typing import Callable, NamedTuple
 
-from data import Query, Sample, UserError, hub_reason, micro_batches, progress
+from data import Query, Sample, UserError, hub_reason, micro_batches, progress, text_ids
 from grader import extract_answer, grade
 from toy import CHECKERS
 
@@ -182,7 +182,7 @@ def split_steps(text: str) -> list[str]:
 
 
 def tokens(tokenizer, text: str) -> list[int]:
-    """The ids of a text alone."""
+    """The ids of a mark of ours, which may be a special token."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
 
@@ -198,12 +198,12 @@ def own_input(tokenizer, query: str, steps: list[str]) -> tuple[list[int], list[
     """
     template = tokenizer.init_kwargs.get("prompt_template", "{query}")
     separator = tokens(tokenizer, tokenizer.init_kwargs.get("step_separator", "\n"))
-    ids = tokens(tokenizer, template.replace("{query}", query))
+    ids = text_ids(tokenizer, template.replace("{query}", query))
     if tokenizer.bos_token_id is not None:
         ids.insert(0, tokenizer.bos_token_id)
     places = []
     for step in steps:
-        ids += tokens(tokenizer, step) + separator
+        ids += text_ids(tokenizer, step) + separator
         places.append(len(ids) - 1)
     return ids, places
 

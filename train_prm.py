@@ -149,8 +149,7 @@ def complete(
     share: dict[Prefix, float] = {}
 
     def prompt(prefix: Prefix) -> list[int]:
-        text = setup.tokenizer(prefix.text, add_special_tokens=False)
-        return setup.prompt(prefix.query) + text["input_ids"]
+        return setup.prompt(prefix.query) + data.text_ids(setup.tokenizer, prefix.text)
 
     deepest = max((len(prefixes) for prefixes in solutions), default=0)
     with setup.engine.awake(trainer.load_policy(cfg, completer)) as draw:

@@ -275,6 +275,13 @@ def pieces_of_mistral(folder):
     return tokenizer
 
 
+def test_a_special_token_in_a_response_is_text_and_as_a_separator_it_is_the_token(own, tmp_path):
+    tokenizer = pieces_of_mistral(tmp_path)
+    tokenizer.init_kwargs["step_separator"] = "</s>"
+    ids, places = PRM(PRM.load(own).model, tokenizer).encode(STORY, ["# 0 </s>", "</s> # 1"])
+    assert [i for i, token in enumerate(ids) if token == tokenizer.eos_token_id] == places
+
+
 def causal(folder, tokenizer):
     torch.manual_seed(1)
     config = transformers.LlamaConfig(vocab_size=len(tokenizer), **SHAPE)
