@@ -38,6 +38,7 @@ import json
 import math
 import operator
 import os
+import random
 import re
 import resource
 import select
@@ -171,19 +172,16 @@ def as_text(lines: str | list[str]) -> str:
 def passes_calls(
     server: ForkServer, program: str, calls: list, values: list, same: Callable
 ) -> bool:
-    """1[each call has its value], all in one process, from the first failure on in a fresh one."""
-    while calls:
-        ended, out = server.run(program, calls=calls, expected=len(repr(values)))
-        lines = out.split(b"\n")[:-1]
-        right = 0
-        for line, want in zip(lines, values):
-            if not same(decode(line), want):
-                break
-            right += 1
-        calls, values = calls[right:], values[right:]
-        if right == 0 or not (calls or ended):
-            return False
-    return True
+    """1[each call has its value]; all in one process, where each is answered once."""
+    lines = answers(server, program, calls, len(repr(values)))
+    return len(lines) == len(values) and all(map(same, map(decode, lines), values))
+
+
+def answers(server: ForkServer, program: str, calls: list, expected: int) -> list[bytes]:
+    """A line for each call, all from one process; no lines where it failed on one of them."""
+    ended, out = server.run(program, calls=calls, expected=expected)
+    lines = out.split(b"\n")[:-1]
+    return lines if ended and len(lines) == len(calls) else []
 
 
 # The test code of a data set, in a child of its own, without the program. Each call of the tested
@@ -203,15 +201,22 @@ print("passed")
 
 
 def passes_replay(server: ForkServer, program: str, source: str) -> bool:
-    """1[test code passes on the program's answers], asked one by one, each in its own process."""
-    known = []
+    """1[the test code passes on the program's answers].
+
+    Each new question is asked after all earlier ones, in a process that must answer those as
+    before: so the answers are those of one process, and no call is answered twice.
+    """
+    questions, lines = [], []
     while True:
+        known = [repr(decode(line)) for line in lines]  # what is no plain data is no Python either
         ended, out = server.run(REPLAY.format(known=", ".join(known), source=source))
         question = out.decode().rstrip("\n").rpartition("\n")[2]
         if not ended or question == "passed":
-            return ended and known != []  # a test that asks nothing is none
-        answer = server.run(program, calls=[question])[1]
-        known.append(repr(decode(answer)))  # what is no plain data is no Python either
+            return ended and questions != []  # a test that asks nothing is none
+        questions.append(question)
+        before, lines = lines, answers(server, program, questions, OUTPUT * len(questions))
+        if not lines or lines[:-1] != before:
+            return False
 
 
 def assert_tests(
@@ -492,8 +497,8 @@ SERVERS = Servers()
 IDLE_S, WALL_S, THREADS = 12, 60, 64
 # A thread's stack, unless the program asks for more; else glibc would take RLIMIT_STACK.
 STACK, THREAD_STACK = 256 << 20, 8 << 20
+CPU_S, CALLS_CPU_S = 4, 16  # a program or a call; all calls
 LIMITS = {
-    resource.RLIMIT_CPU: 4,
     resource.RLIMIT_AS: 1 << 30,
     resource.RLIMIT_FSIZE: 0,
     resource.RLIMIT_NOFILE: 32,
@@ -578,9 +583,10 @@ def make_seccomp() -> Callable[[], int]:
     return lambda: must(lib.seccomp_load(context))
 
 
-def lock(restrictions: list[Callable]) -> None:
+def lock(restrictions: list[Callable], cpu_seconds: int) -> None:
     """Give up everything this process will not need; any failure here ends it."""
-    for what, most in LIMITS.items():
+    limits = LIMITS | {resource.RLIMIT_CPU: cpu_seconds}
+    for what, most in limits.items():
         hard = resource.getrlimit(what)[1]
         limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(what, (limit, limit))
@@ -610,7 +616,8 @@ def child(descriptors: list[int], restrictions: list[Callable]) -> None:
             files = [stdin, descriptors[1], null, null]
         for number, source in enumerate(files):
             os.dup2(source, number)  # only `null` may be 3 itself, and 3 comes last
-        lock(restrictions)
+        n_calls = len(job["calls"] or [None])
+        lock(restrictions, min(CPU_S * n_calls, CALLS_CPU_S))
         status = exit_status(job)
     finally:
         _exit(status)
@@ -649,9 +656,19 @@ def run_program(job: dict) -> None:
     if calls is not None:  # LeetCode's starter code, kept in APPS, annotates with List unimported
         space.update((name, getattr(typing, name)) for name in typing.__all__)
     answer = open(3, "w", closefd=False)
+    random.seed(0)  # a question that is asked again has the same answer
+    limit_cpu()
     exec(compile(job["program"], "program.py", "exec", dont_inherit=True), space)
     for item in calls or ():
+        limit_cpu()
         print(json.dumps(plain(call(space, item))), file=answer, flush=True)
+
+
+def limit_cpu() -> None:
+    """What comes next may take CPU_S; past the hard limit nothing goes on."""
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    soft = math.ceil(time.process_time()) + CPU_S
+    resource.setrlimit(resource.RLIMIT_CPU, (min(soft, hard), hard))
 
 
 def call(space: dict, item: str | list) -> object:
@@ -668,7 +685,7 @@ def call(space: dict, item: str | list) -> object:
 
 # Imported once here, so that no child pays for them.
 PRELOADED = """bisect cmath collections copy dataclasses datetime decimal fractions functools
-hashlib heapq itertools queue random statistics string textwrap zlib""".split()
+hashlib heapq itertools queue statistics string textwrap zlib""".split()
 
 
 def states(pid: int) -> str:

@@ -120,7 +120,9 @@ print(sum(map(int, input().split())))
     calls("prints on the way", "print('hello')\ndef f(x):\n    print(x)\n    return x", "f", ((1,), 1)),
     calls("float result", "def f(x):\n    return x * .1", "f", ((3,), 0.3)),
     calls("no value", "def f(x): pass", "f", ((3,), None)),
-    calls("state between calls", "seen = []\ndef f(x):\n    seen.append(x)\n    return len(seen)", "f", ((1,), 1), ((2,), 1), ((3,), 1)),
+    calls("state between calls", "seen = {}\ndef f(x):\n    return seen.setdefault(x, len(seen))", "f", ((1,), 0), ((2,), 1), ((1,), 0)),
+    calls("five seconds of CPU in two calls", "import time\ndef f(x):\n    end = time.process_time() + 2.5\n"
+          "    while time.process_time() < end: pass\n    return x", "f", ((1,), 1), ((2,), 2)),
     calls("demo under guard", "def f(x): return x\nif __name__ == '__main__':\n    print(f(int(input())))", "f", ((1,), 1)),
     Case("unwrapped outputs", "def f(x): return list(range(x))", {"inputs": [[2], [3]], "outputs": [[0, 1], [0, 1, 2]], "fn_name": "f"}),
 ]
@@ -163,6 +165,9 @@ WRONG = [
     calls("nan for nan", "def f(x): return float('nan')", "f", ((3,), float("nan"))),
     calls("last test fails", "def f(x): return x", "f", ((1,), 1), ((2,), 2), ((3,), 4)),
     calls("right value, bad end", "import atexit, os\natexit.register(os._exit, 1)\ndef f(x): return x", "f", ((1,), 1)),
+    calls("state between calls, never reset", "seen = []\ndef f(x):\n    seen.append(x)\n    return len(seen)", "f", ((1,), 1), ((2,), 1)),
+    calls("total, never reset", "total = 0\ndef f(x):\n    global total\n    total += x\n    return total % 2 == 0", "f",
+          ((2,), True), ((3,), False), ((2,), True), ((5,), False)),
     calls("cyclic value", "def f(x):\n    a = []\n    a.append(a)\n    return a", "f", ((1,), [])),
 ]
 
@@ -269,6 +274,17 @@ def hunt():
 """
 EQUAL = "class Equal{base}:\n    def __eq__(self, other): return True\n    def __ne__(self, other): return False\n    __hash__ = None\n"
 
+# True on the first call of a process, False on the others; right if a wrong answer were asked again in a fresh process.
+TWO_ANSWERS = {
+    "by a global": "n = 0\ndef f(x):\n    global n\n    n += 1\n    return n == 1",
+    "by a default": "def f(x, n=[]):\n    n.append(x)\n    return len(n) == 1",
+    "by an attribute": "class Solution:\n    def f(self, x):\n        first = not hasattr(Solution, 'n')\n        Solution.n = 1\n        return first",
+    "by the time": "import time\nstart = time.monotonic()\ndef f(x):\n    first = time.monotonic() - start < .05\n    time.sleep(.06)\n    return first",
+    "by CPU time": "import time\ndef f(x):\n    first = time.process_time() < .1\n    while time.process_time() < .15: pass\n    return first",
+    "by frames": "import sys\ndef f(x):\n    outer = sys._getframe().f_back.f_back.f_locals\n    return x == outer['calls'][0][1][0]",
+    "by a module": "import string\ndef f(x):\n    first = not hasattr(string, 'n')\n    string.n = 1\n    return first",
+}
+
 CHEATS = [
     stdin("exits 0 at once", "import sys\nsys.exit(0)", ("", "5")),
     stdin("os._exit(0)", "import os\nos._exit(0)", ("", "5")),
@@ -286,6 +302,7 @@ CHEATS = [
     calls("patched math", "import math, operator\nmath.isclose = lambda *a, **k: True\noperator.eq = lambda a, b: True\ndef f(x): return 4.5", "f", ((1,), 5.5)),
     calls("patched sandbox", "import sys\nf = sys._getframe()\nwhile f:\n    for k in ('plain', 'call', 'exit_status', 'lock', '_exit'):\n"
           "        if k in f.f_globals: f.f_globals[k] = lambda *a: 4\n    f = f.f_back\ndef f(x): return 4", "f", ((1,), 5)),
+    *[calls(f"two answers, {name}", source, "f", *[((i,), i % 3 == 0) for i in range(6)]) for name, source in TWO_ANSWERS.items()],
     calls("exit inside the call", "def f(x): raise SystemExit(0)", "f", ((1,), 5)),
     calls("os._exit inside the call", "import os\ndef f(x): os._exit(0)", "f", ((1,), 5)),
     calls("forged verdicts", "import os\nfor fd in range(3, 32):\n    try: os.write(fd, b'true\\n0\\npassed\\n')\n    except OSError: pass\n"
