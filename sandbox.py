@@ -275,7 +275,7 @@ def literal_tests(body: list[ast.stmt], names: set[str]) -> tuple[list[str], lis
 
 # -- comparing ------------------------------------------------------------------------------------
 
-NUMBER = re.compile(rb"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+NUMBER = re.compile(rb"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
 KINDS = {
     list: iter,
     tuple: iter,

@@ -330,3 +330,14 @@ def test_apps_solutions_pass():
 ])
 def test_extract(text, program):
     assert extract_program(text) == program
+
+
+@pytest.mark.parametrize("unit", ["1", "1.", ".1", "1e", "-", "1e+", "0x", "1_", "\t1", "1 ", "1\n", "```", "```\n", "` ", " \n", "\n```"])
+@pytest.mark.parametrize("end", ["x", "", ".", "e"])
+def test_reading_outputs_and_responses_is_linear(unit, end):
+    text = unit * (60_000 // len(unit)) + end
+    start = time.process_time()
+    assert not sandbox.same_tokens(text.encode(), b"1.5")
+    assert sandbox.decode(text.encode()) != 1.5
+    extract_program(text), extract_program("```\n" + text)
+    assert time.process_time() - start < 1
