@@ -494,7 +494,7 @@ SERVERS = Servers()
 
 # -- the child: what it gives up ------------------------------------------------------------------
 
-IDLE_S, WALL_S, THREADS = 12, 60, 64
+LOOK_S, IDLE_S, WALL_S, THREADS = 0.05, 12, 60, 64  # how often, and how much, at most
 # A thread's stack, unless the program asks for more; else glibc would take RLIMIT_STACK.
 STACK, THREAD_STACK = 256 << 20, 8 << 20
 CPU_S, CALLS_CPU_S = 4, 16  # a program or a call; all calls
@@ -700,14 +700,16 @@ def states(pid: int) -> str:
 
 def supervise(control: socket.socket, pid: int) -> int:
     """The child's wait status; -1 where it was killed: time, threads, or the trainer is gone."""
-    pidfd, start, idle = os.pidfd_open(pid), time.monotonic(), 0
-    while not (ready := select.select([pidfd, control], [], [], 0.05)[0]):
-        threads = states(pid)
-        idle += (
-            "R" not in threads
-        )  # others' work should change no verdict; RLIMIT_CPU ends what runs
-        if idle * 0.05 > IDLE_S or time.monotonic() - start > WALL_S or len(threads) > THREADS:
+    pidfd = os.pidfd_open(pid)
+    start = last = time.monotonic()
+    idle = 0.0
+    while not (ready := select.select([pidfd, control], [], [], LOOK_S)[0]):
+        threads, now = states(pid), time.monotonic()
+        if "R" not in threads:  # others' work should change no verdict; RLIMIT_CPU ends what runs
+            idle += min(now - last, 10 * LOOK_S)
+        if idle > IDLE_S or now - start > WALL_S or len(threads) > THREADS:
             break
+        last = now
     os.close(pidfd)
     for kill in (os.killpg, os.kill):  # its whole session: a child alone, unless unsafe
         with contextlib.suppress(ProcessLookupError):  # too early for its own group

@@ -9,6 +9,7 @@ import os
 import pathlib
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -215,6 +216,19 @@ def test_all_end_with_the_trainer():
     while alive := [p for p in below if os.path.exists(f"/proc/{p}")]:
         assert time.monotonic() < deadline, alive
         time.sleep(0.02)
+
+
+def test_idling_is_measured_by_the_clock(monkeypatch):
+    """On a crowded machine, where each look at the child takes long, a sleeping one ends as soon."""
+    monkeypatch.setattr(sandbox, "IDLE_S", 1)
+    monkeypatch.setattr(sandbox, "states", lambda pid: time.sleep(0.3) or "SS")
+    sleeper = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    control, theirs = socket.socketpair()
+    with control, theirs:
+        start = time.monotonic()
+        assert sandbox.supervise(theirs, sleeper.pid) == -1
+        assert time.monotonic() - start < 3
+    sleeper.returncode = -9  # supervise has waited for it
 
 
 def test_memory_and_descriptors_stay_flat():
