@@ -629,7 +629,7 @@ def exit_status(job: dict) -> int:
     try:
         run_program(job)
     except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
+        status = as_status(end.code)
     except BaseException:
         status = 1
     steps = [
@@ -642,7 +642,21 @@ def exit_status(job: dict) -> int:
     for step in steps:
         with contextlib.suppress(BaseException):
             step()
-    return status & 0xFF
+    return status
+
+
+def as_status(code: object) -> int:
+    """The exit status of SystemExit(code), as the interpreter reads it: of an int, its value.
+
+    >>> as_status(None), as_status(False), as_status("why"), as_status(257), as_status(2**64)
+    (0, 0, 1, 1, 255)
+    """
+    if code is None:
+        return 0
+    if not issubclass(type(code), int):
+        return 1
+    value = int.__index__(code)  # a subclass may say anything of itself
+    return value & 0xFF if value.bit_length() < 64 else 0xFF
 
 
 def run_program(job: dict) -> None:
