@@ -20,7 +20,7 @@ import re
 from html import escape
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Iterator, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Callable, Iterable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 
@@ -45,38 +45,77 @@ class Run(NamedTuple):
     rows: list[dict]  # metrics.jsonl
     ledger: list[dict]  # ledger.jsonl
     times: list[dict]  # times.jsonl
+    lost: list[str]  # what of these is torn, foreign or gone, one line each
+
+
+ROW = "iter eval_samples S pass@1 val/pass@1".split()
+DECISION = "iter temperature tau qe ties n_star seed empty".split()
 
 
 def read_run(path: Path) -> Run:
-    """Reads a run's folder; lines that are torn or lack what is shown are left out.
+    """Reads a run's folder; lines that are torn or lack what is shown are left out, and told.
 
     raises  UserError  where the folder is no run of bstar.py
     """
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        name, seed, _, _ = (
-            path.resolve().name,
-            config.pop("seed"),
-            config["method"],
-            config["reward"],
-        )
+        seed, method, _ = config.pop("seed"), config["method"], config["reward"]
     except (OSError, ValueError, AttributeError, KeyError, TypeError):
         raise UserError(f"{path}: no config.json of bstar.py; expected a run's folder") from None
-    rows = read_lines(path / "metrics.jsonl", "eval_samples S pass@1 val/pass@1")
-    ledger = read_lines(path / "ledger.jsonl", "temperature tau qe ties n_star seed empty")
-    times = read_lines(path / "times.jsonl", "seconds")
-    return Run(path, name, seed, config, rows, ledger, times)
+    rows = list(filter(is_row, read_jsonl(path / "metrics.jsonl")))
+    ledger = list(filter(is_decision, read_jsonl(path / "ledger.jsonl")))
+    times = read_jsonl(path / "times.jsonl")
+    times = [line for line in times if has_numbers(line, ["iter", "seconds"])]
+    done = max((int(row["iter"]) for row in rows), default=-1)
+    fixed = None not in (config.get("temperature"), config.get("tau"))
+    decided = range(1, done + 1) if method == "bstar" and not fixed else []
+    lost = [*losses(path / "metrics.jsonl", rows, range(done + 1))]
+    lost += losses(path / "ledger.jsonl", ledger, decided)
+    return Run(
+        path, path.resolve().name, seed, config, in_order(rows), in_order(ledger), times, lost
+    )
 
 
-def read_lines(path: Path, keys: str) -> list[dict]:
-    """The lines of a .jsonl file that hold a number as iter and under each of the keys, by iter."""
-    needed = ["iter", *keys.split()]
-    lines = [line for line in read_jsonl(path) if all(map(is_number, map(line.get, needed)))]
-    return sorted(lines, key=lambda line: line["iter"])
+def losses(path: Path, lines: Sequence[dict], expected: Iterable[int]) -> Iterator[str]:
+    """One sentence where lines of a file were left out, one where iterations are gone."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    n = len([line for line in text.splitlines() if line.strip()])
+    if n > len(lines):
+        yield f"{path}: {n - len(lines)} of {n} lines are torn or not a run's and are left out"
+    gone = sorted(set(expected) - {line["iter"] for line in lines})
+    if gone:
+        yield f"{path}: no line of iteration {', '.join(map(str, gone))}"
+
+
+def in_order(lines: Iterable[dict]) -> list[dict]:
+    """The last line of each iteration, by iteration."""
+    latest = {line["iter"]: line for line in lines}
+    return [latest[i] for i in sorted(latest)]
 
 
 def is_number(x) -> bool:
     return isinstance(x, (int, float)) and not isinstance(x, bool) and isfinite(x)
+
+
+def has_numbers(line: dict, keys: Sequence[str]) -> bool:
+    return all(map(is_number, map(line.get, keys)))
+
+
+def is_row(line: dict) -> bool:
+    """Whether it is a line of metrics.jsonl."""
+    return has_numbers(line, ROW)
+
+
+def is_decision(line: dict) -> bool:
+    """Whether it is a line of ledger.jsonl, of the shapes that `decide` gives it."""
+    try:
+        for point in [(line["temperature"], line["tau"]), *line["tied"]]:
+            place_of(line, *point)
+        shape = np.array(line["surface"], dtype=float).shape
+        fits = shape == (len(line["temperatures"]), len(line["taus"])) and "edge" in line
+        return fits and has_numbers(line, DECISION) and len(line["interval"]) == 2
+    except (KeyError, TypeError, ValueError):
+        return False
 
 
 def place_of(decision: dict, T: float, tau: float) -> tuple[int, int]:
@@ -222,8 +261,9 @@ def alarms(rows: Sequence[dict], ledger: Sequence[dict]) -> list[str]:
     edge      a choice at an end of its grid is better than its neighbour inside
     ties      other grid points are within noise of the choice (95 %, paired bootstrap over queries)
 
-    rows, ledger  lines of metrics.jsonl and of ledger.jsonl, by iteration
+    rows, ledger  lines of metrics.jsonl and of ledger.jsonl, by iteration; others are left out
     """
+    rows, ledger = list(filter(is_row, rows)), list(filter(is_decision, ledger))
     edges = [*edge(ledger, "temperature"), *edge(ledger, "tau")]
     return [*reversal(rows), *drift(rows), *edges, *ties(ledger)]
 
@@ -659,7 +699,8 @@ def report(runs: Sequence[Run], out: Path) -> Path:
 
 def run_html(out: Path, name: str, run: Run) -> list[str]:
     """What a run has of its own: alarms, every number, the balancer's decisions, Fig. 4."""
-    parts = [f'<p class="alarm">{escape(line)}</p>' for line in alarms(run.rows, run.ledger)]
+    lines = [*run.lost, *alarms(run.rows, run.ledger)]
+    parts = [f'<p class="alarm">{escape(line)}</p>' for line in lines]
     every = all_numbers([run]).set_index("iter").select_dtypes("number").T
     every = every.to_html(na_rep="", border=0, float_format="{:g}".format)
     summary = "<summary>Every number of metrics.jsonl</summary>"
@@ -751,8 +792,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     print(table(runs), end="\n\n")
     for run in runs:
-        for line in alarms(run.rows, run.ledger):
-            print(f"{run.name}, {line}")
+        alarm_lines = [f"{run.name}, {line}" for line in alarms(run.rows, run.ledger)]
+        for line in run.lost + alarm_lines:
+            print(line)
     print(report(runs, out))
 
 

@@ -102,7 +102,7 @@ def test_only_runs_that_differ_in_the_seed_alone_are_seeds_of_one():
     runs = []
     for name, seed, K in named:
         config = {"method": "bstar", "K": K}
-        runs.append(report.Run(Path(name), name, seed, config, [], [], []))
+        runs.append(report.Run(Path(name), name, seed, config, [], [], [], []))
     groups = report.by_seed(runs)
     assert {k: len(g) for k, g in groups.items()} == {"a, seeds 1 2": 2, "b-1": 1, "a-1'": 1}
 
@@ -115,8 +115,8 @@ def kinds(rows=(), ledger=()):
 
 
 def row(t, one, many, distinct=0.5, **more):
-    row = {"iter": t, "eval_samples": 32, "S": 4, "pass@1": one, "pass@32": many, "queries": 200}
-    return {**row, "distinct": distinct, "coverage": 1.0, **more}
+    row = {"iter": t, "eval_samples": 32, "S": 4, "pass@1": one, "val/pass@1": one, "queries": 200}
+    return {**row, "pass@32": many, "distinct": distinct, "coverage": 1.0, **more}
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def row(t, one, many, distinct=0.5, **more):
         (row(1, 45.0, 93.0), False),  # the fall is noise
         (row(1, 35.0, 80.0), False),  # the rise is noise
         (row(1, 45.0, 96.0, 0.3), True),  # distinct equations alone
-        ({"iter": 1, "eval_samples": 32, "S": 4, "pass@1": 45.0, "pass@32": 80.0}, False),
+        (row(1, 45.0, 80.0, queries=None), False),
     ],
 )
 def test_reversal_is_a_rise_with_a_fall_both_beyond_noise(after, fires):
@@ -152,6 +152,7 @@ def decision(T, tau, surface, **more):
     ends = {"temperature": T in (TS[0], TS[-1]), "tau": tau in (TAUS[0], TAUS[-1])}
     d = {"iter": 1, "temperature": T, "tau": tau, "temperatures": TS, "taus": TAUS, "ties": 0}
     edge = [name for name, at_end in ends.items() if at_end]
+    d |= {"qe": 0.3, "interval": [0.2, 0.4], "n_star": 2, "seed": 1, "empty": 0.1, "tied": []}
     return {**d, "surface": np.asarray(surface).tolist(), "edge": edge, **more}
 
 
@@ -251,6 +252,27 @@ def test_replay_without_its_samples_is_one_line(tmp_path, name, content, part):
     with pytest.raises(UserError) as error:
         report.main(["--replay", str(tmp_path / "run")])
     assert part in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, change, part",
+    [
+        ("metrics.jsonl", lambda lines: [*lines[:1], *lines[2:]], "no line of iteration 1"),
+        ("ledger.jsonl", lambda lines: lines[1:], "no line of iteration 1"),
+        ("ledger.jsonl", lambda lines: [], "no line of iteration 1, 2"),
+        ("metrics.jsonl", lambda lines: [*lines, '{"pass@1": 3}'], "1 of 4 lines are torn"),
+        ("ledger.jsonl", lambda lines: [*lines, '{"qe": 3}', '{"it'], "2 of 4 lines are torn"),
+    ],
+)
+def test_a_lost_line_is_told_in_one_line(tmp_path, capsys, name, change, part):
+    path = make_run(tmp_path / "run") / name
+    assert report.read_run(tmp_path / "run").lost == []
+    path.write_text("\n".join(change(path.read_text().splitlines())))
+    report.main([str(tmp_path / "run")])
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith(str(path))]
+    assert part in line and html.escape(line) in (tmp_path / "run" / "report.html").read_text()
+    foreign = [{}, {"iter": 1}]
+    assert kinds(foreign, foreign) == []
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[1]", "{}", '{"task": "toy", "seed": 1}'])
