@@ -348,7 +348,7 @@ def edge(ledger: Sequence[dict], name: str) -> Iterator[str]:
 
 def ties(ledger: Sequence[dict]) -> Iterator[str]:
     """The alarm of choices that noise may have made."""
-    tied = [d for d in ledger if d["ties"]]
+    tied = [d for d in ledger if d["ties"] and np.any(d["surface"])]  # zeros: nothing to tell apart
     if tied:
         last = tied[-1]
         points = np.array([[last["temperature"], last["tau"]], *last["tied"]])
@@ -612,10 +612,12 @@ def surface_figures(out: Path, name: str, ledger: Sequence[dict]) -> list[str]:
     """The query effect at every (T, tau) of each decision."""
     figures = []
     for d in ledger:
-        see = (
+        chosen = (
             f"Ring: the choice, T {d['temperature']:g}, tau {d['tau']:g}; dots: the {d['ties']} of "
             f"{np.size(d['surface']) - 1} other points within noise of it. Table 2."
         )
+        blind = "No right answer was selected at any point, so T and tau are the default."
+        see = chosen if np.any(d["surface"]) else blind
         title = f"Query effect on the subset, iteration {d['iter']}"
         paint = functools.partial(draw_surface, d=d)
         figures.append(figure(out, f"{name}_surface{d['iter']}", title, see, paint))

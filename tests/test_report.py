@@ -178,6 +178,12 @@ def test_ties_are_counted_once_for_all_decisions():
     )
 
 
+def test_a_surface_of_zeros_has_no_ties():
+    everything = [[T, tau] for T in TS for tau in TAUS]
+    blind = decision(1.1, 0.0, np.zeros((3, 4)), ties=11, tied=everything)
+    assert kinds([], [blind]) == []
+
+
 # -- replay ----------------------------------------------------------------------------------------
 
 
