@@ -458,7 +458,7 @@ COLOURS = """#2f7fc1 #e0722c #3a9a5b #c24f93 #8a6fd1 #a8862b #2aa3a3 #d2514f #7d
              #5d55d8 #d8b500 #e58fb5 #14806f""".split()
 
 # name: title, keys of metrics.jsonl (* is every K), what to see and where in the paper
-EXPLORATION = {
+PLOTS = {
     "pass1": ("Greedy pass@1, %", "pass@1", "Where it ends higher it taught itself. Fig. 1."),
     "distinct": ("Distinct equations, share", "distinct", "Low: it repeats itself. Fig. 2, right."),
     "passk": ("Pass@K, %", "pass@*", "Right at least once in K tries. Figs. 3, 5."),
@@ -466,14 +466,13 @@ EXPLORATION = {
     "rewardks": (
         "Reward@K-S, %",
         "reward@*-S",
-        "Are the S best-rewarded of K all right? A reward that holds the answer itself (Eq. 1) "
-        "makes this Pass@K-S. Figs. 3, 6.",
+        "Are the S best-rewarded of K right? The reward holds the gold answer (Eq. 1), so with the "
+        "answer alone this is Pass@K-S; a process reward takes from it where it lifts a wrong one "
+        "above a right one. What one has without the gold answer is prm@K-S. Figs. 3, 6.",
     ),
     "temperature": ("Temperature T", "temperature", "At which pools were sampled. Tables 2, 3."),
     "tau": ("Threshold tau", "tau", "Responses with r > tau are trained on. Tables 2, 3."),
     "qe": ("Mean query effect of the pool", "qe", "Eq. 2 at that T and tau. Fig. 6, right."),
-}
-PROCESS_REWARD = {
     "auc": (
         "AUC of the PRM on the pool",
         "prm/auc|prm/auc_sound|prm/step_auc",
@@ -509,6 +508,26 @@ def curves(values: pd.DataFrame, label: str) -> tuple[pd.DataFrame, pd.DataFrame
     return mean, error.reindex_like(mean).fillna(0)
 
 
+def panels(values: pd.DataFrame) -> Iterator[tuple]:
+    """PLOTS that have values: name, title, what to see, means, errors.
+
+    Of one group a plot is a figure with a curve a key; of several a key is one, a curve a group.
+    """
+    many = values["group"].nunique() > 1
+    every_K = "K" if many else r"(K|[2-9]|\d\d+)"  # pass@1 is the greedy one
+    K, S = values[["eval_samples", "S"]].iloc[0]
+    for name, (title, pattern, see) in PLOTS.items():
+        keys = [key for key in values if re.fullmatch(pattern.replace("*", every_K), key)]
+        long = values.melt(["group", "method", "iter"], keys, "key", "value").dropna()
+        if many:
+            for number, (key, part) in enumerate(long.groupby("key", sort=False)):
+                own_title = f"{title}: {key}" if len(keys) > 1 else title
+                yield f"{name}{number or ''}", own_title, see, *curves(part, "group")
+        elif keys:
+            spelled = long["key"].str.replace("@K", f"@{K}").str.replace("-S", f"-{S}")
+            yield name, title, see, *curves(long.assign(key=spelled), "key")
+
+
 def figure(out: Path, name: str, title: str, see: str, paint: Callable) -> str:
     """Draws by paint(ax), writes out/figures/NAME.png, and returns it as HTML."""
     import matplotlib
@@ -536,37 +555,33 @@ def figure(out: Path, name: str, title: str, see: str, paint: Callable) -> str:
     )
 
 
-def over(table: pd.DataFrame, ylabel: str) -> dict:
-    """How curves over the iterations are drawn."""
+def curve_figures(out: Path, values: pd.DataFrame) -> list[str]:
+    """The figures of PLOTS, a colour a curve; what an earlier figure shows is not drawn again."""
+    looks = itertools.cycle(itertools.product(["-", "--", ":"], COLOURS))
+    group_looks = dict(zip(values["group"].unique(), looks))
+    figures, drawn = [], {}
+    for name, title, see, mean, error in panels(values):
+        content = mean.to_csv(header=False)
+        if content in drawn:
+            figures.append(f"<p>{escape(title)}: the same curves as in {drawn[content]}.</p>")
+            continue
+        drawn[content] = escape(title)
+        default = zip(itertools.repeat("-"), COLOURS)
+        style, colours = zip(*[group_looks.get(label) or next(default) for label in mean])
+        look = {"yerr": error, "style": style, "color": colours}
+        paint = functools.partial(mean.plot, **look, **over_iterations(mean, title))
+        figures.append(figure(out, name, title, see, paint))
+    return figures
+
+
+def over_iterations(table: pd.DataFrame, ylabel: str) -> dict:
+    """How pandas draws curves over the iterations."""
     ticks = table.index[:: -(-len(table) // 10)]
     axes = {"xlabel": "iteration", "ylabel": ylabel, "xticks": ticks}
     return {"marker": ".", "legend": False, "grid": True, **axes}
 
 
-def curve_figures(out: Path, values: pd.DataFrame, plots: dict[str, tuple]) -> list[str]:
-    """One group: a figure a plot, a colour a key; else a figure a key, a colour a group."""
-    many = values["group"].nunique() > 1
-    every_K = "K" if many else r"(K|[2-9]|\d\d+)"  # pass@1 is the greedy one
-    colour = dict(zip(values["group"].unique(), itertools.cycle(COLOURS)))
-    figures = []
-    for name, (title, pattern, see) in plots.items():
-        keys = [key for key in values if re.fullmatch(pattern.replace("*", every_K), key)]
-        parts = [[key] for key in keys]
-        if keys and not many:
-            parts = [keys]
-        for part in parts:
-            long = values.melt(["group", "method", "iter"], part, "key", "value")
-            mean, error = curves(long.dropna(subset="value"), "group" if many else "key")
-            colours = [colour[label] for label in mean] if many else COLOURS
-            own_title = f"{title}: {part[0]}" if len(parts) > 1 else title
-            style = over(mean, own_title)
-            paint = functools.partial(mean.plot, yerr=error, color=colours, **style)
-            own_name = f"{name}{keys.index(part[0]) or ''}"
-            figures.append(figure(out, own_name, own_title, see, paint))
-    return figures
-
-
-def calibration_figure(out: Path, runs: Sequence[Run]) -> str:
+def calibration_figure(out: Path, runs: Sequence[Run]) -> list[str]:
     """Score against share of right answers: in the last pool, and the first of a single run."""
     import pandas as pd
 
@@ -583,7 +598,7 @@ def calibration_figure(out: Path, runs: Sequence[Run]) -> str:
         ax.set(xlabel="score of a solution", ylabel="share with a right answer")
 
     see = "Below the diagonal the PRM promises more than it holds. Sec. 2.3, Eq. 1."
-    return figure(out, "calibration", "Calibration of the PRM", see, paint)
+    return [figure(out, "calibration", "Calibration of the PRM", see, paint)]
 
 
 def time_figure(out: Path, runs: Sequence[Run]) -> list[str]:
@@ -639,22 +654,25 @@ def draw_surface(ax, d: dict) -> None:
     ax.set(xlabel="temperature T", ylabel="threshold tau")
 
 
-def fig4_figures(out: Path, name: str, again: Sequence[tuple[dict, dict]]) -> list[str]:
-    """The parts of Fig. 4, of one run."""
+FIG4 = {
+    "left": "Where the curves lie apart, more samples a question are worth it.",
+    "middle": "In the paper it rises.",
+    "right": "In the paper it falls.",
+}
+
+
+def fig4_figures(out: Path, name: str, parts: Sequence[str], again: Sequence[tuple]) -> list[str]:
+    """Parts of Fig. 4, of one run's replay."""
     import pandas as pd
 
     iterations = [line["iter"] for line, _ in again]
-    see = {
-        "left": "Where the curves lie apart, more samples a question are worth it.",
-        "middle": "In the paper it rises.",
-        "right": "In the paper it falls.",
-    }
     figures = []
-    for part, note in see.items():
-        table = pd.DataFrame([parts[part] for _, parts in again], index=iterations)
+    for part in parts:
+        table = pd.DataFrame([fig[part] for _, fig in again], index=iterations)
         title = "Mean query effect" if part == "left" else table.columns[0]
-        paint = functools.partial(table.plot, color=COLOURS, **over(table, title))
-        figures.append(figure(out, f"{name}_{part}", title, f"{note} Fig. 4, {part}.", paint))
+        paint = functools.partial(table.plot, color=COLOURS, **over_iterations(table, title))
+        see = f"{FIG4[part]} Fig. 4, {part}."
+        figures.append(figure(out, f"{name}_{part}", title, see, paint))
     return figures
 
 
@@ -687,12 +705,13 @@ def report(runs: Sequence[Run], out: Path) -> Path:
     with_prm = [run for run in drawn if any("prm/auc" in row for row in run.rows)]
     (out / "figures").mkdir(parents=True, exist_ok=True)
     parts = [wide(table(runs))]
+    figures = []
     if drawn:
-        parts += section("Explore and exploit", curve_figures(out, all_numbers(drawn), EXPLORATION))
+        figures += curve_figures(out, all_numbers(drawn))
     if with_prm:
-        figures = curve_figures(out, all_numbers(with_prm), PROCESS_REWARD)
-        parts += section("The process reward", [*figures, calibration_figure(out, with_prm)])
-    parts += section("Time", time_figure(out, drawn))
+        figures += calibration_figure(out, with_prm)
+    figures += time_figure(out, drawn)
+    parts += section("Over the iterations (figures and tables named are the paper's)", figures)
     for number, run in enumerate(drawn, 1):
         parts += [f"<h2>{escape(run.name)}</h2>", *run_html(out, f"run{number}", run)]
     title = drawn[0].name if len(drawn) == 1 else f"{len(drawn)} runs with metrics"
@@ -711,7 +730,7 @@ def run_html(out: Path, name: str, run: Run) -> list[str]:
         parts.append(wide(decisions_table(run.ledger)))
         figures = surface_figures(out, name, run.ledger)
         try:
-            figures = fig4_figures(out, name, replay(run)) + figures
+            figures = fig4_figures(out, name, ["left"], replay(run)) + figures
         except UserError as error:
             parts.append(f"<p>No Fig. 4: {escape(str(error))}</p>")
         parts += section("What the balancer saw and chose", figures)
@@ -807,7 +826,7 @@ def replayed(run: Run, settings: dict, out: Path) -> str:
     again = replay(run, **settings)
     lines = [line for line, _ in again]
     text = decisions_table(lines)
-    figures = fig4_figures(out, "replay", again) + surface_figures(out, "replay", lines)
+    figures = fig4_figures(out, "replay", list(FIG4), again) + surface_figures(out, "replay", lines)
     page = write_page(
         out / "replay.html", f"{run.name}, replayed", [wide(text), *section("Decisions", figures)]
     )

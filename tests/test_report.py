@@ -391,6 +391,35 @@ def test_one_run_has_a_colour_a_curve(tmp_path, monkeypatch):
     report.report([run], tmp_path)
     names = "pass1 distinct passk passks rewardks temperature tau qe auc admitted ranked".split()
     assert set(names) < set(drawn)
+    assert not [name for name in drawn if "middle" in name or "right" in name]  # T and tau again
     lines = {label: handle[0] for label, handle in drawn["passk"].items()}
     assert list(lines["pass@4"].get_ydata()) == [row["pass@4"] for row in run.rows]
     assert len({line.get_color() for line in lines.values()}) == len(lines) == 2
+
+
+def test_no_figure_comes_twice(tmp_path):
+    path = make_run(tmp_path / "run")
+    text = (path / "metrics.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    for row in rows:  # without a PRM
+        row |= {"reward@8-2": row["pass@8-2"], "reward@4-2": row["pass@4-2"]}
+    (path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    report.main([str(path)])
+    images = [file.read_bytes() for file in (path / "figures").iterdir()]
+    assert len(set(images)) == len(images)
+    page = (path / "report.html").read_text()
+    assert "Reward@K-S, %: the same curves as in Pass@K-S, %" in page
+
+
+def test_more_groups_than_colours_still_look_different(tmp_path):
+    looks = []
+
+    def keep(out, name, title, see, paint):
+        looks.append(list(zip(paint.keywords["style"], paint.keywords["color"])))
+
+    values = pd.DataFrame({"group": [f"g{i}" for i in range(30)], "pass@1": 1.0, "iter": 0})
+    values = values.assign(method="bstar", eval_samples=8, S=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "figure", keep)
+        report.curve_figures(tmp_path, values)
+    assert len(set(looks[0])) == 30
