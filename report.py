@@ -138,9 +138,14 @@ def numbers(row: dict) -> dict[str, float]:
     return general
 
 
+def spelled(key: str, row: dict) -> str:
+    """A key of `numbers` with the run's own K and S."""
+    return key.replace("@K", f"@{row['eval_samples']}").replace("-S", f"-{row['S']}")
+
+
 # -- tables ----------------------------------------------------------------------------------------
 
-COLUMNS = """val/pass@1 pass@1 pass@K pass@K-S reward@K-S prm@K-S distinct sound@1 sound@K
+COLUMNS = """pass@1 val/pass@1 pass@K pass@K-S reward@K-S prm@K-S distinct sound@1 sound@K
              false_reasoning selected/false_reasoning temperature tau""".split()
 
 
@@ -515,7 +520,7 @@ def panels(values: pd.DataFrame) -> Iterator[tuple]:
     """
     many = values["group"].nunique() > 1
     every_K = "K" if many else r"(K|[2-9]|\d\d+)"  # pass@1 is the greedy one
-    K, S = values[["eval_samples", "S"]].iloc[0]
+    sizes = values.iloc[0]
     for name, (title, pattern, see) in PLOTS.items():
         keys = [key for key in values if re.fullmatch(pattern.replace("*", every_K), key)]
         long = values.melt(["group", "method", "iter"], keys, "key", "value").dropna()
@@ -524,8 +529,8 @@ def panels(values: pd.DataFrame) -> Iterator[tuple]:
                 own_title = f"{title}: {key}" if len(keys) > 1 else title
                 yield f"{name}{number or ''}", own_title, see, *curves(part, "group")
         elif keys:
-            spelled = long["key"].str.replace("@K", f"@{K}").str.replace("-S", f"-{S}")
-            yield name, title, see, *curves(long.assign(key=spelled), "key")
+            long["key"] = [spelled(key, sizes) for key in long["key"]]
+            yield name, title, see, *curves(long, "key")
 
 
 def figure(out: Path, name: str, title: str, see: str, paint: Callable) -> str:
@@ -591,6 +596,8 @@ def calibration_figure(out: Path, runs: Sequence[Run]) -> list[str]:
         for row in rows[-1:] if len(runs) > 1 else rows[:: max(1, len(rows) - 1)]:
             bins = pd.DataFrame(row["prm/calibration"]).dropna().set_index("score")
             lines[f"{run.name[-30:]}, iteration {row['iter']}"] = bins["correct"]
+    if len(lines) == 1:
+        return []
 
     def paint(ax):
         for colour, (label, line) in zip(itertools.cycle(COLOURS), lines.items()):
@@ -691,7 +698,7 @@ figure{{margin:0;min-width:0}}figcaption{{font-size:.87rem;color:var(--soft)}}im
 table{{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}}
 th,td{{padding:.15rem .55rem;text-align:right;border-bottom:1px solid var(--line)}}
 th,td{{white-space:nowrap}}
-th:first-child,td:first-child{{text-align:left}}
+th:first-child,td:first-child{{text-align:left;white-space:normal;min-width:6.5rem}}
 @media(prefers-color-scheme:dark){{
 :root{{--soft:#9aa5b1;--line:#343b43;--warn:#3a2f14;--paper:#141414}}
 img{{filter:invert(.92) hue-rotate(180deg)}}}}</style></head>
@@ -702,30 +709,82 @@ img{{filter:invert(.92) hue-rotate(180deg)}}}}</style></head>
 def report(runs: Sequence[Run], out: Path) -> Path:
     """Writes out/report.html, which needs nothing else, and its figures as out/figures/*.png."""
     drawn = [run for run in runs if run.rows]
-    with_prm = [run for run in drawn if any("prm/auc" in row for row in run.rows)]
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    parts = [wide(table(runs))]
+    parts = [verdict(label, group) for label, group in by_seed(drawn).items()]
+    top = ("reversal", "drift", "edge") if len(drawn) == 1 else ()
+    for run in runs:
+        parts += warnings(run.lost) + warnings(alarms(run.rows, run.ledger), top)
+    parts += [wide(table(runs)), *settings_html(drawn)]
     figures = []
     if drawn:
-        figures += curve_figures(out, all_numbers(drawn))
-    if with_prm:
-        figures += calibration_figure(out, with_prm)
-    figures += time_figure(out, drawn)
+        figures = curve_figures(out, all_numbers(drawn)) + calibration_figure(out, drawn)
+        figures += time_figure(out, drawn)
     parts += section("Over the iterations (figures and tables named are the paper's)", figures)
     for number, run in enumerate(drawn, 1):
-        parts += [f"<h2>{escape(run.name)}</h2>", *run_html(out, f"run{number}", run)]
+        parts.append(f"<h2>{escape(run.name)}</h2>")
+        rest = {"reversal", "drift", "edge", "ties"} - set(top)
+        parts += warnings(alarms(run.rows, run.ledger), rest)
+        parts += run_html(out, f"run{number}", run)
     title = drawn[0].name if len(drawn) == 1 else f"{len(drawn)} runs with metrics"
     return write_page(out / "report.html", title, parts)
 
 
+def verdict(label: str, runs: Sequence[Run]) -> str:
+    """In words: what rose and fell beyond noise in all seeds, T and tau of the pools, alarms."""
+    values = all_numbers(runs)
+    sentences = {"Rose": [], "Fell": [], "Not clearly changed": []}
+    per_run = [changes(run.rows) for run in runs]
+    for key in per_run[0]:
+        seen = [changed[key] for changed in per_run if key in changed]
+        before, after, sign = np.mean(seen, axis=0)
+        word = {1: "Rose", -1: "Fell"}.get(sign, "Not clearly changed")
+        sentences[word].append(f"{spelled(key, runs[0].rows[0])} {before:.3g} → {after:.3g}")
+    for key, name in (("temperature", "T of the pools"), ("tau", "tau")):
+        chosen = values.get(key, values["iter"][:0]).dropna()
+        sentences[name] = [f"{x:g}" for x in (chosen if len(runs) == 1 else sorted(set(chosen)))]
+    for run in runs:
+        kinds = {line.split(":")[0] for line in alarms(run.rows, run.ledger)} - {"ties"}
+        sentences.setdefault("Alarms", []).extend(sorted(kinds))
+    texts = [f"{word}: {', '.join(parts)}." for word, parts in sentences.items() if parts]
+    return f"<p><b>{escape(label)}</b><br>{'<br>'.join(map(escape, texts))}</p>"
+
+
+def warnings(lines: Sequence[str], kinds: Iterable[str] | None = None) -> list[str]:
+    """Lines as HTML, those of some kinds of alarms."""
+    shown = [line for line in lines if kinds is None or line.split(":")[0] in kinds]
+    return [f'<p class="alarm">{escape(line)}</p>' for line in shown]
+
+
+MAIN_SETTINGS = "task model method reward num_iters queries_per_iter K steps_per_iter".split()
+
+
+def settings_html(runs: Sequence[Run]) -> list[str]:
+    """The settings: of one run the main ones, of several those that differ; then all, to unfold."""
+    import pandas as pd
+
+    if not runs:
+        return []
+    configs = {label: group[0].config for label, group in by_seed(runs).items()}
+    every = pd.DataFrame(configs).astype(str)
+    shown = every[every.nunique(axis=1) > 1]
+    if len(configs) == 1:
+        shown = every[every.index.isin(MAIN_SETTINGS)]
+    return [
+        frame_html(shown),
+        f"<details><summary>All settings</summary>{frame_html(every)}</details>",
+    ]
+
+
+def frame_html(frame: pd.DataFrame) -> str:
+    """A data frame as HTML that scrolls by itself where it is too wide."""
+    text = frame.to_html(na_rep="", border=0, float_format="{:g}".format)
+    return f'<div class="wide" tabindex="0">{text}</div>'
+
+
 def run_html(out: Path, name: str, run: Run) -> list[str]:
-    """What a run has of its own: alarms, every number, the balancer's decisions, Fig. 4."""
-    lines = [*run.lost, *alarms(run.rows, run.ledger)]
-    parts = [f'<p class="alarm">{escape(line)}</p>' for line in lines]
-    every = all_numbers([run]).set_index("iter").select_dtypes("number").T
-    every = every.to_html(na_rep="", border=0, float_format="{:g}".format)
-    summary = "<summary>Every number of metrics.jsonl</summary>"
-    parts.append(f'<details>{summary}<div class="wide">{every}</div></details>')
+    """What a run has of its own: every number, the balancer's decisions, Fig. 4."""
+    every = frame_html(all_numbers([run]).set_index("iter").select_dtypes("number").T)
+    parts = [f"<details><summary>Every number of metrics.jsonl</summary>{every}</details>"]
     if run.ledger:
         parts.append(wide(decisions_table(run.ledger)))
         figures = surface_figures(out, name, run.ledger)

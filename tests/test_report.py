@@ -349,7 +349,7 @@ def test_every_number_of_the_page_is_the_one_in_metrics_jsonl(page):
     shown = [table for table in tables if table[0][0] == "iter" and "T" not in table[0]]
     for run, (head, *lines) in zip(runs, shown, strict=True):
         assert head[1:] == [str(row["iter"]) for row in run.rows]
-        cells = {line[0]: line[1:] for line in lines if line[0] != "seed"}
+        cells = {line[0]: line[1:] for line in lines if line[0] not in ("seed", "iter")}
         for t, row in enumerate(run.rows):
             for key, x in report.numbers(row).items():
                 if key != "iter":
@@ -423,3 +423,28 @@ def test_more_groups_than_colours_still_look_different(tmp_path):
         patch.setattr(report, "figure", keep)
         report.curve_figures(tmp_path, values)
     assert len(set(looks[0])) == 30
+
+
+def test_the_page_begins_with_a_verdict_in_words_and_the_settings(tmp_path):
+    path = make_run(tmp_path / "run", passes=(20.0, 60.0), prm=True)
+    text = (path / "metrics.jsonl").read_text().replace('"distinct": 0.5', '"distinct": 0.1')
+    first, last = text.splitlines()
+    (path / "metrics.jsonl").write_text(first.replace("0.1,", "0.9,") + "\n" + last)
+    report.main([str(path)])
+    page = (path / "report.html").read_text()
+    begin, _ = page.split("<figure>", 1)
+    rose, fell = begin.index("Rose: pass@1 20 → 60"), begin.index("Fell: ")
+    assert rose < fell < begin.index("distinct 0.9 → 0.1")
+    [d] = report.read_run(path).ledger
+    assert f"T of the pools: {d['temperature']:g}." in begin and f"tau: {d['tau']:g}." in begin
+    assert re.search("Alarms: .*reversal", begin) and "reversal: from iteration 0" in begin
+    assert tables_of(begin)[0][0][2] == "pass@1"  # the first number of the first table
+    settings = dict(row for row in tables_of(begin)[1] if len(row) == 2)
+    assert settings["method"] == "bstar" and settings["task"] == "toy"
+
+
+def test_the_page_of_several_runs_shows_the_settings_that_differ(tmp_path):
+    paths = [make_run(tmp_path / f"k{K}", K=K, passes=(1.0,)) for K in (8, 16)]
+    report.main(list(map(str, paths)))
+    differing = tables_of((tmp_path / "report.html").read_text())[1]
+    assert differing[1:] == [["K", "8", "16"]]
