@@ -12,11 +12,13 @@ from __future__ import annotations
 import argparse
 import base64
 import functools
+import gzip
 import io
 import itertools
 import json
 import os
 import re
+import zlib
 from html import escape
 from math import isfinite
 from pathlib import Path
@@ -615,7 +617,7 @@ def time_figure(out: Path, runs: Sequence[Run]) -> list[str]:
     lines = []
     for label, group in by_seed(runs).items():
         for line in itertools.chain.from_iterable(run.times for run in group):
-            bar = label if len(runs) > 1 else f"iteration {line['iter']}"
+            bar = label if len(runs) > 1 else f"iteration {line['iter']:g}"
             share = {"bar": bar, "seconds": line["seconds"] / len(group)}
             lines.append({"phase": "?", **line, **share})
     if not lines:
@@ -626,7 +628,10 @@ def time_figure(out: Path, runs: Sequence[Run]) -> list[str]:
         table[::-1].plot.barh(stacked=True, ax=ax, color=COLOURS, legend=False)
         ax.set(xlabel="seconds", ylabel="")
 
-    see = "Sampling (gen) and training are any method's; balance is what B-STaR adds. Sec. 3.3."
+    phases = table.sum().sort_values(ascending=False)
+    shares = ", ".join(f"{phase} {x / phases.sum():.0%}" for phase, x in phases.items())
+    see = f"{phases.sum() / len(by_seed(runs)):,.0f} seconds a run: {shares}. Iteration 0 is the start "
+    see += "(base model, SFT, PRM); balance is what B-STaR adds to other methods. Sec. 3.3."
     return [figure(out, "time", "Where the time went", see, paint)]
 
 
@@ -694,6 +699,7 @@ h1{{font-size:1.4rem}}h2{{font-size:1.15rem;border-bottom:1px solid var(--line)}
 h3{{font-size:1rem;margin:0}}.alarm{{background:var(--warn);padding:.4rem .7rem}}
 .grid{{display:grid;gap:1.2rem;grid-template-columns:repeat(auto-fill,minmax(min(100%,22rem),1fr))}}
 figure{{margin:0;min-width:0}}figcaption{{font-size:.87rem;color:var(--soft)}}img{{width:100%}}
+pre{{white-space:pre-wrap;margin:.3rem 0;max-height:20rem;overflow:auto}}
 .wide{{overflow-x:auto}}summary{{cursor:pointer;font-weight:600}}
 table{{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}}
 th,td{{padding:.15rem .55rem;text-align:right;border-bottom:1px solid var(--line)}}
@@ -711,9 +717,8 @@ def report(runs: Sequence[Run], out: Path) -> Path:
     drawn = [run for run in runs if run.rows]
     (out / "figures").mkdir(parents=True, exist_ok=True)
     parts = [verdict(label, group) for label, group in by_seed(drawn).items()]
-    top = ("reversal", "drift", "edge") if len(drawn) == 1 else ()
-    for run in runs:
-        parts += warnings(run.lost) + warnings(alarms(run.rows, run.ledger), top)
+    if len(drawn) == 1:
+        parts += warnings(drawn[0])
     parts += [wide(table(runs)), *settings_html(drawn)]
     figures = []
     if drawn:
@@ -722,8 +727,7 @@ def report(runs: Sequence[Run], out: Path) -> Path:
     parts += section("Over the iterations (figures and tables named are the paper's)", figures)
     for number, run in enumerate(drawn, 1):
         parts.append(f"<h2>{escape(run.name)}</h2>")
-        rest = {"reversal", "drift", "edge", "ties"} - set(top)
-        parts += warnings(alarms(run.rows, run.ledger), rest)
+        parts += [] if len(drawn) == 1 else warnings(run)
         parts += run_html(out, f"run{number}", run)
     title = drawn[0].name if len(drawn) == 1 else f"{len(drawn)} runs with metrics"
     return write_page(out / "report.html", title, parts)
@@ -749,10 +753,10 @@ def verdict(label: str, runs: Sequence[Run]) -> str:
     return f"<p><b>{escape(label)}</b><br>{'<br>'.join(map(escape, texts))}</p>"
 
 
-def warnings(lines: Sequence[str], kinds: Iterable[str] | None = None) -> list[str]:
-    """Lines as HTML, those of some kinds of alarms."""
-    shown = [line for line in lines if kinds is None or line.split(":")[0] in kinds]
-    return [f'<p class="alarm">{escape(line)}</p>' for line in shown]
+def warnings(run: Run) -> list[str]:
+    """Lost lines and alarms."""
+    lines = [*run.lost, *alarms(run.rows, run.ledger)]
+    return [f'<p class="alarm">{escape(line)}</p>' for line in lines]
 
 
 MAIN_SETTINGS = "task model method reward num_iters queries_per_iter K steps_per_iter".split()
@@ -785,6 +789,7 @@ def run_html(out: Path, name: str, run: Run) -> list[str]:
     """What a run has of its own: every number, the balancer's decisions, Fig. 4."""
     every = frame_html(all_numbers([run]).set_index("iter").select_dtypes("number").T)
     parts = [f"<details><summary>Every number of metrics.jsonl</summary>{every}</details>"]
+    parts += samples_html(run)
     if run.ledger:
         parts.append(wide(decisions_table(run.ledger)))
         figures = surface_figures(out, name, run.ledger)
@@ -794,6 +799,45 @@ def run_html(out: Path, name: str, run: Run) -> list[str]:
             parts.append(f"<p>No Fig. 4: {escape(str(error))}</p>")
         parts += section("What the balancer saw and chose", figures)
     return parts
+
+
+def first_responses(path: Path) -> dict[str, dict]:
+    """query id -> its first response in samples/iter_N.jsonl.gz; {} where that can't be read."""
+    firsts: dict[str, dict] = {}
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            for line in file:
+                sample = json.loads(line)
+                firsts.setdefault(sample["query"], sample)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error):
+        return {}
+    return firsts
+
+
+def samples_html(run: Run) -> list[str]:
+    """The first responses to three questions in the first pool and in the last."""
+    last = run.rows[-1]["iter"]
+    folder = run.path / "samples"
+    before = first_responses(folder / "iter_1.jsonl.gz")
+    after = first_responses(folder / f"iter_{last}.jsonl.gz") if last > 1 else {}
+    shared = [query for query in before if query in after]
+    cards = []
+    for i, pool in ((1, before), (last, after)):
+        for query in [*shared, *pool][:3] if pool else []:
+            cards.append(card(f"{query}, drawn by M_{i - 1} in iteration {i}", pool[query]))
+    return section("Responses before and after", cards)
+
+
+def card(title: str, sample: dict) -> str:
+    """A response with its question and gold answer, where they are known, and its marks."""
+    marks = ["right" if sample.get("correct") else "wrong", f"reward {sample.get('reward')}"]
+    marks.append("trained on" if sample.get("selected") else "not trained on")
+    if "gold" in sample:
+        marks.append(f"gold {sample['gold']}")
+    texts = [str(sample[key]) for key in ("question", "response") if key in sample]
+    body = "".join(f"<pre>{escape(text)}</pre>" for text in texts)
+    caption = f"<figcaption>{escape(', '.join(marks))}</figcaption>"
+    return f"<figure><h3>{escape(title)}</h3>{body}{caption}</figure>"
 
 
 def wide(text: str) -> str:

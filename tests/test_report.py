@@ -1,5 +1,6 @@
 """What report.py makes of runs: table, alarms, replay, page; whole, broken and foreign folders."""
 
+import gzip
 import html
 import json
 import re
@@ -448,3 +449,42 @@ def test_the_page_of_several_runs_shows_the_settings_that_differ(tmp_path):
     report.main(list(map(str, paths)))
     differing = tables_of((tmp_path / "report.html").read_text())[1]
     assert differing[1:] == [["K", "8", "16"]]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK", "{}", '{"query": 3}', "torn"])
+def test_three_responses_before_and_after(tmp_path, content):
+    path = make_run(tmp_path / "run")
+    texts = {}
+    for t, order in ((1, "abcde"), (2, "edcba")):
+        samples = []
+        for query in order:
+            sample = {"query": query, "response": f"<{query}{t}>", "correct": True, "reward": 1.0}
+            samples.append({**sample, "selected": query == "a", "question": "2+2?", "gold": "4"})
+            samples.append({**sample, "response": "a second one"})
+        texts[t] = gzip.compress("\n".join(map(json.dumps, samples)).encode())
+        (path / "samples" / f"iter_{t}.jsonl.gz").write_bytes(texts[t])
+    run = report.read_run(path)
+    [_, page] = report.samples_html(run)
+    for t in (1, 2):
+        assert re.findall(rf"<pre>&lt;(.){t}&gt;</pre>", page) == list("abc")
+    assert page.count("<pre>2+2?</pre>") == 6 and "a second one" not in page
+    assert "right, reward 1.0, trained on, gold 4" in page
+    broken = path / "samples" / "iter_2.jsonl.gz"
+    broken.unlink()
+    if content == "torn":
+        broken.write_bytes(texts[2][:60])
+    elif content is not None:
+        broken.write_bytes(
+            content if isinstance(content, bytes) else gzip.compress(content.encode())
+        )
+    [_, page] = report.samples_html(run)
+    assert page.count("<pre>2+2?</pre>") == 3 and "<pre>&lt;a1&gt;</pre>" in page
+
+
+def test_the_time_counts_base_sft_and_prm(tmp_path):
+    path = make_run(tmp_path / "run")
+    start = [{"iter": 0, "phase": phase, "seconds": 1000.0} for phase in ("base", "sft", "prm")]
+    (path / "times.jsonl").write_text("\n".join(map(json.dumps, [*start, {"iter": 1}])))
+    report.main([str(path)])
+    page = (path / "report.html").read_text()
+    assert "3,000 seconds a run: base 33%, sft 33%, prm 33%" in page
