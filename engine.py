@@ -496,7 +496,7 @@ def generation_ends(model: str | Path) -> list[int]:
 
 
 def gpu_share(cfg: Config, model: str | Path) -> float:
-    """vLLM's share of the GPU: what weights, optimizer and 8 GiB of the trainer's leave."""
+    """vLLM's share of the GPU: what weights, optimizer and 12 GiB of the trainer's leave."""
     import torch
 
     n = n_parameters(str(model))
@@ -505,7 +505,7 @@ def gpu_share(cfg: Config, model: str | Path) -> float:
     total = torch.cuda.get_device_properties(0).total_memory
     needed = needs(cfg, n, None, True)
     held = beside(cfg, needed)
-    share = (total - held - 2**33) / total
+    share = (total - held - (12 << 30)) / total
     if share * total < 2.5 * n:
         offload = "--offload-optimizer, " if held > needed["weights"] else ""
         raise UserError(

@@ -147,8 +147,30 @@ def adamw(policy, lr: float):
 
         # torchao's tensors warn of a cache of compiled code
         warnings.filterwarnings("ignore", message=".*_stable_hash_for_caching")
-        return AdamW8bit(policy.parameters(), lr=lr, weight_decay=0.0, bf16_stochastic_round=True)
-    return torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=0.0, fused=True)
+        settings = dict(weight_decay=0.0, bf16_stochastic_round=True)
+        optimizer = AdamW8bit(policy.parameters(), lr=lr, **settings)
+    else:
+        optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=0.0, fused=True)
+    create_moments(optimizer)
+    return optimizer
+
+
+def create_moments(optimizer) -> None:
+    """Creates AdamW's state as its first step would, before there are gradients and activations.
+
+    Between those, moments keep whole segments of torch's memory from going back to vLLM.
+    """
+    import torch
+
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if isinstance(optimizer, torch.optim.AdamW):
+                step = torch.zeros((), dtype=torch.float32, device=p.device)
+                first, second = torch.zeros_like(p), torch.zeros_like(p)
+            else:  # torchao's
+                step = torch.tensor(0.0)
+                first, second = (optimizer._new_buffer(p, signed) for signed in (True, False))
+            optimizer.state[p] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
 
 
 def place(optimizer, where) -> None:
@@ -480,6 +502,7 @@ def load_trainer(folder: Path, optimizer=None) -> dict:
 
     saved = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
     if optimizer is not None and saved["optimizer"]:
+        optimizer.state.clear()  # else both sets of moments are on the device for a moment
         optimizer.load_state_dict(saved["optimizer"])
     return saved["log"]
 

@@ -1,0 +1,93 @@
+"""A GPU node as far as a CPU shows it: memory, vLLM's settings and errors, tests/gpu.py.
+
+Some tests run the vLLM engine on a stub of vLLM, which records what it is given.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+import trainer
+
+ROOT = Path(trainer.__file__).parent
+torchao = pytest.mark.skipif(not find_spec("torchao"), reason="torchao is not installed")
+
+
+def tiny_llama(seed: int = 0, dtype=torch.float32):
+    """A Llama whose matrices are large enough for torchao's 8-bit moments."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+    )
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(config).to(dtype)
+
+
+def five_steps(policy, optimizer) -> None:
+    """AdamW steps on one sentence."""
+    for i in range(5):
+        torch.manual_seed(i)
+        trainer.accumulate(policy, [(list(range(3, 40)), 4)], 4096)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+# -- AdamW's moments -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=torchao)])
+def test_moments_exist_before_the_first_step_and_change_no_bit(dtype):
+    policy, other = tiny_llama(dtype=dtype), tiny_llama(dtype=dtype)
+    optimizer, lazy = trainer.adamw(policy, 1e-3), trainer.adamw(other, 1e-3)
+    states = list(optimizer.state.values())
+    assert len(states) == len(list(policy.parameters()))
+    lazy.state.clear()  # it makes its own at the first step
+    moments = [state["exp_avg"] for state in states]
+    five_steps(policy, optimizer)
+    five_steps(other, lazy)
+    for made, own in zip(optimizer.state.values(), lazy.state.values(), strict=True):
+        assert made.keys() == own.keys() == {"step", "exp_avg", "exp_avg_sq"}
+        for key in made:
+            assert type(made[key]) is type(own[key]) and made[key].dtype == own[key].dtype
+            assert torch.equal(dense(made[key]), dense(own[key]))
+    assert all(a is state["exp_avg"] for a, state in zip(moments, optimizer.state.values()))
+    for p, q in zip(policy.parameters(), other.parameters()):
+        assert torch.equal(p, q)
+
+
+def dense(moment):
+    """A moment as a plain tensor; torchao's has codes of 8 bits."""
+    return (
+        moment.dequantize()
+        if hasattr(moment, "dequantize") and hasattr(moment, "codes")
+        else moment
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=torchao)])
+def test_a_checkpoint_brings_its_moments_after_the_new_ones_have_gone(dtype, tmp_path):
+    policy = tiny_llama(dtype=dtype)
+    optimizer = trainer.adamw(policy, 1e-3)
+    five_steps(policy, optimizer)
+    torch.save({"optimizer": optimizer.state_dict(), "log": {"loss": 1.5}}, tmp_path / "trainer.pt")
+
+    again = tiny_llama(dtype=dtype)
+    again.load_state_dict(policy.state_dict())
+    fresh = trainer.adamw(again, 1e-3)
+    held = []
+    fresh.register_load_state_dict_pre_hook(lambda opt, saved: held.append(len(opt.state)))
+    assert trainer.load_trainer(tmp_path, fresh) == {"loss": 1.5}
+    assert held == [0]
+    five_steps(policy, optimizer)
+    five_steps(again, fresh)
+    for p, q in zip(policy.parameters(), again.parameters()):
+        assert torch.equal(p, q)
