@@ -264,10 +264,12 @@ class VLLMEngine(Engine):
 
     def __init__(self, cfg: Config, tokenizer, prompt: Callable, stop_ids: list[int], model):
         super().__init__(cfg, tokenizer, prompt, stop_ids)
+        self.gpu = device() == "cuda"
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine lives in this process
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        self.gpu = device() == "cuda"
+        # FlashInfer's sampler is compiled with nvcc at the start; it is for top-k and top-p alone
+        os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
         self.dtype = "bfloat16" if self.gpu or cfg.optim == "adamw8bit" else "float32"
         with process_state_kept():
             from vllm import LLM

@@ -5,13 +5,19 @@ Some tests run the vLLM engine on a stub of vLLM, which records what it is given
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import engine
 import trainer
+from config import Config
 
 ROOT = Path(trainer.__file__).parent
 torchao = pytest.mark.skipif(not find_spec("torchao"), reason="torchao is not installed")
@@ -91,3 +97,75 @@ def test_a_checkpoint_brings_its_moments_after_the_new_ones_have_gone(dtype, tmp
     five_steps(again, fresh)
     for p, q in zip(policy.parameters(), again.parameters()):
         assert torch.equal(p, q)
+
+
+# -- vLLM, as it is on a GPU ----------------------------------------------------------------------
+
+
+class StubLLM:
+    """Stands in for vllm.LLM on a GPU: keeps its settings, the environment and the calls."""
+
+    def __init__(self, model, **settings):
+        self.settings = settings
+        self.env = dict(os.environ)
+        self.calls = []
+
+    def sleep(self, level):
+        self.calls.append("sleep")
+
+    def wake_up(self, tags):
+        self.calls.append(f"wake {tags[0]}")
+
+    def collective_rpc(self, name, kwargs):
+        self.calls.append(name)
+
+    def reset_prefix_cache(self):
+        pass
+
+    def generate(self, inputs, params, use_tqdm):
+        self.calls.append(f"generate on {torch.get_num_threads()}")
+        output = SimpleNamespace(token_ids=[5, 2], finish_reason="stop", logprobs=[])
+        return [SimpleNamespace(outputs=[output] * p.n) for p in params]
+
+
+class StubTokenizer:
+    """Counts how often text is made."""
+
+    calls = 0
+
+    def batch_decode(self, rows, skip_special_tokens):
+        self.calls += 1
+        return ["text"] * len(rows)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """An environment in which a GPU of 80 GiB and vLLM seem to be there."""
+    for name in list(os.environ):
+        if name.startswith("VLLM_"):
+            monkeypatch.delenv(name)
+    stub = SimpleNamespace(
+        LLM=StubLLM, SamplingParams=lambda **settings: SimpleNamespace(**settings)
+    )
+    monkeypatch.setitem(sys.modules, "vllm", stub)
+    monkeypatch.setattr(engine, "device", lambda: "cuda")
+    monkeypatch.setattr(trainer, "device", lambda: "cuda")
+    total = SimpleNamespace(total_memory=80 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: total)
+    yield stub
+    for name in list(os.environ):
+        if name.startswith("VLLM_"):
+            del os.environ[name]
+
+
+def start_engine(tmp_path, **settings):
+    """A VLLMEngine on the stub, with the folder of a tiny model."""
+    policy = tiny_llama()
+    policy.config.save_pretrained(tmp_path)
+    cfg = dataclasses.replace(Config(), out=str(tmp_path), **settings)
+    return engine.VLLMEngine(cfg, StubTokenizer(), None, [2], tmp_path), policy
+
+
+def test_vllm_starts_without_a_cuda_toolkit(gpu, tmp_path):
+    sampler, _ = start_engine(tmp_path)
+    assert sampler.llm.env["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
