@@ -272,21 +272,27 @@ class VLLMEngine(Engine):
         os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
         self.dtype = "bfloat16" if self.gpu or cfg.optim == "adamw8bit" else "float32"
         with process_state_kept():
-            from vllm import LLM
-
-            self.llm = LLM(
-                str(model),
-                load_format="dummy",
-                skip_tokenizer_init=True,
-                seed=cfg.seed,
-                dtype=self.dtype,
-                max_model_len=cfg.max_length + cfg.max_tokens,
-                generation_config="vllm",
-                **self.memory(model),
-            )
+            self.llm = self.start(model)
         self.policy = None
         if self.gpu:
             self.llm.sleep(level=2)
+
+    @memory_by("another --gpu-memory")
+    def start(self, model: str | Path):
+        """vLLM's LLM, with random weights."""
+        from vllm import LLM
+
+        cfg = self.cfg
+        return LLM(
+            str(model),
+            load_format="dummy",
+            skip_tokenizer_init=True,
+            seed=cfg.seed,
+            dtype=self.dtype,
+            max_model_len=cfg.max_length + cfg.max_tokens,
+            generation_config="vllm",
+            **self.memory(model),
+        )
 
     def memory(self, model: str | Path) -> dict:
         """vLLM's settings of memory, for a GPU or a CPU."""
@@ -333,6 +339,7 @@ class VLLMEngine(Engine):
         if self.gpu:
             self.llm.sleep(level=2)
 
+    @memory_by("a smaller --gpu-memory")
     def sample(self, prompts: list[list[int]], n: int, temperature: float, seed: int, bar=None):
         """n Samples of each prompt; the first call after a swap checks the weight canary."""
         if not self.checked:

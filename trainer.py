@@ -257,15 +257,21 @@ def set_rate(optimizer, lr: float) -> None:
         group["lr"] = torch.tensor(lr) if torch.is_tensor(group["lr"]) else lr
 
 
+# vLLM's allocator and profiler raise RuntimeError and ValueError, not torch's OutOfMemoryError
+OUT_OF_MEMORY = re.compile(
+    "out of memory|Free memory on device|No available memory|available KV cache memory"
+)
+
+
 @contextmanager
 def memory_by(flags: str) -> Iterator[None]:
     """A GPU that runs out of memory is one line that names the flags to change (config.MEMORY)."""
-    import torch
-
     try:
         yield
-    except torch.OutOfMemoryError as e:
-        reason = ". ".join(str(e).split(". ")[:2])
+    except (RuntimeError, ValueError) as e:
+        if not OUT_OF_MEMORY.search(str(e)):
+            raise
+        reason = ". ".join(" ".join(str(e).split()).split(". ")[:2]).removesuffix(".")
         raise UserError(
             f"{reason}; what was complete is kept, the same command with {flags} goes on"
         ) from None

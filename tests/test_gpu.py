@@ -18,6 +18,7 @@ import torch
 import engine
 import trainer
 from config import Config
+from data import UserError
 
 ROOT = Path(trainer.__file__).parent
 torchao = pytest.mark.skipif(not find_spec("torchao"), reason="torchao is not installed")
@@ -169,3 +170,35 @@ def start_engine(tmp_path, **settings):
 def test_vllm_starts_without_a_cuda_toolkit(gpu, tmp_path):
     sampler, _ = start_engine(tmp_path)
     assert sampler.llm.env["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
+
+
+NO_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has 1 GiB free."),
+    RuntimeError("CUDA Error: out of memory at /workspace/csrc/cumem_allocator.cpp:62"),
+    ValueError("Free memory on device cuda:0 (3/79 GiB) on startup is less than desired. Decrease"),
+    ValueError("No available memory for the cache blocks. Try increasing `gpu_memory_utilization`"),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY)
+@pytest.mark.parametrize("moment", ["__init__", "wake_up", "generate"])
+def test_every_out_of_memory_is_one_line_with_the_flag(gpu, tmp_path, monkeypatch, error, moment):
+    def fails(self, *args, **settings):
+        raise error
+
+    if moment != "__init__":
+        sampler, policy = start_engine(tmp_path)
+    monkeypatch.setattr(StubLLM, moment, fails)
+    with pytest.raises(UserError, match="memory.*--gpu-memory goes on$") as caught:
+        if moment == "__init__":
+            start_engine(tmp_path)
+        with sampler.awake(policy):
+            sampler.sample([[1, 5]], 1, 1.0, seed=0)
+    assert "\n" not in str(caught.value) and "is kept" in str(caught.value)
+
+
+def test_an_error_of_another_kind_stays_what_it_is(gpu, tmp_path, monkeypatch):
+    sampler, policy = start_engine(tmp_path)
+    monkeypatch.setattr(StubLLM, "generate", lambda self, *args, **settings: 1 // 0)
+    with pytest.raises(ZeroDivisionError), sampler.awake(policy):
+        sampler.sample([[1, 5]], 1, 1.0, seed=0)
