@@ -263,16 +263,20 @@ class VLLMEngine(Engine):
     TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 
     def __init__(self, cfg: Config, tokenizer, prompt: Callable, stop_ids: list[int], model):
+        import torch
+
         super().__init__(cfg, tokenizer, prompt, stop_ids)
         self.gpu = device() == "cuda"
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine lives in this process
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        # on a GPU a weight that was not loaded is a warning; the CPU build warns of much else
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING" if self.gpu else "ERROR")
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         # FlashInfer's sampler is compiled with nvcc at the start; it is for top-k and top-p alone
         os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
         self.dtype = "bfloat16" if self.gpu or cfg.optim == "adamw8bit" else "float32"
         with process_state_kept():
             self.llm = self.start(model)
+            self.threads = torch.get_num_threads()  # what vLLM compiled its code for
         self.policy = None
         if self.gpu:
             self.llm.sleep(level=2)
@@ -286,6 +290,7 @@ class VLLMEngine(Engine):
         return LLM(
             str(model),
             load_format="dummy",
+            config_format="hf",  # Mistral's folders hold their own format, too
             skip_tokenizer_init=True,
             seed=cfg.seed,
             dtype=self.dtype,
@@ -332,11 +337,17 @@ class VLLMEngine(Engine):
         self.llm.reset_prefix_cache()  # no cached prefix outlives the weights that made it
         self.policy = policy.eval()
         self.checked = False
+        if self.gpu:
+            self.outside = torch.get_num_threads()
+            torch.set_num_threads(self.threads)
 
     def sleep(self) -> None:
         """Level 2: nothing is kept, so nothing stale can be sampled."""
+        import torch
+
         self.policy = None
         if self.gpu:
+            torch.set_num_threads(self.outside)
             self.llm.sleep(level=2)
 
     @memory_by("a smaller --gpu-memory")
@@ -346,7 +357,7 @@ class VLLMEngine(Engine):
             self.check_canary(prompts[:4])
             self.checked = True
         outputs = self.generate(prompts, n, temperature, self.cfg.max_tokens, seed, bar=bar)
-        return [[self.as_sample(o) for o in output.outputs] for output in outputs]
+        return [self.as_samples(output.outputs) for output in outputs]
 
     def generate(
         self,
@@ -386,11 +397,11 @@ class VLLMEngine(Engine):
         inputs = [{"prompt_token_ids": ids} for ids in prompts]
         return self.llm.generate(inputs, params, use_tqdm=shown)
 
-    def as_sample(self, output) -> Sample:
-        """One of vLLM's outputs, which end with their stop token, as text."""
-        tokens = up_to_stop(list(output.token_ids), self.stop_ids)
-        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return Sample(text, output.finish_reason)
+    def as_samples(self, outputs: list) -> list[Sample]:
+        """vLLM's outputs of one prompt, which end with their stop token, as text."""
+        rows = [up_to_stop(list(o.token_ids), self.stop_ids) for o in outputs]
+        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        return [Sample(text, o.finish_reason) for text, o in zip(texts, outputs)]
 
     def canary_gaps(self, prompts: list[list[int]]) -> list[float]:
         """|log p_engine - log p_policy| of every token of one short response to each prompt."""

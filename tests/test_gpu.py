@@ -110,6 +110,7 @@ class StubLLM:
         self.settings = settings
         self.env = dict(os.environ)
         self.calls = []
+        torch.set_num_threads(1)  # as vLLM's GPU worker does
 
     def sleep(self, level):
         self.calls.append("sleep")
@@ -202,3 +203,37 @@ def test_an_error_of_another_kind_stays_what_it_is(gpu, tmp_path, monkeypatch):
     monkeypatch.setattr(StubLLM, "generate", lambda self, *args, **settings: 1 // 0)
     with pytest.raises(ZeroDivisionError), sampler.awake(policy):
         sampler.sample([[1, 5]], 1, 1.0, seed=0)
+
+
+def test_vllm_warns_of_weights_that_are_missing(gpu, tmp_path):
+    sampler, _ = start_engine(tmp_path)
+    assert sampler.llm.env["VLLM_LOGGING_LEVEL"] == "WARNING"
+
+
+def test_vllm_reads_the_config_that_the_trainer_reads(gpu, tmp_path):
+    sampler, _ = start_engine(tmp_path)
+    assert sampler.llm.settings["config_format"] == "hf"
+
+
+def test_torch_has_vllms_threads_while_vllm_samples_and_no_longer(gpu, tmp_path):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        sampler, policy = start_engine(tmp_path)
+        sampler.llm.calls.clear()
+        with sampler.awake(policy):
+            sampler.generate([[1, 5]], 2, 1.0, 4, seed=0)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    wake = ["wake weights", "reload_weights", "wake kv_cache"]
+    assert sampler.llm.calls == [*wake, "generate on 1", "sleep"]
+
+
+def test_the_responses_to_a_prompt_are_decoded_together(gpu, tmp_path):
+    sampler, policy = start_engine(tmp_path)
+    with sampler.awake(policy):
+        sampler.checked = True
+        groups = sampler.sample([[1, 5], [1, 6]], 3, 1.0, seed=0)
+    assert [len(group) for group in groups] == [3, 3] and groups[0][0].response == "text"
+    assert sampler.tokenizer.calls == 2
