@@ -224,7 +224,8 @@ PRESETS = {
         K=32,
         temperatures="0.4:1.1:0.1",
         max_length=2048,
-        **LARGE,
+        gradient_checkpointing=True,
+        token_budget=4096,  # a vocabulary of 128,256: twice as many need 142 GiB
     ),
 }
 

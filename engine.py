@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import math
 import os
 import random
 import sys
@@ -25,10 +26,12 @@ import data
 from config import Config
 from data import Query, Sample, UserError
 from trainer import (
+    CONTEXT,
     autocast,
     beside,
     device,
     memory_by,
+    model_config,
     n_parameters,
     needs,
     seed_of,
@@ -302,7 +305,7 @@ class VLLMEngine(Engine):
     def memory(self, model: str | Path) -> dict:
         """vLLM's settings of memory, for a GPU or a CPU."""
         if self.gpu:
-            share = self.cfg.gpu_memory or gpu_share(self.cfg, model)
+            share = gpu_share(self.cfg, model)
             n = 1024  # sequences at once
             return dict(
                 enable_sleep_mode=True,
@@ -516,21 +519,30 @@ def generation_ends(model: str | Path) -> list[int]:
 
 
 def gpu_share(cfg: Config, model: str | Path) -> float:
-    """vLLM's share of the GPU: what weights, optimizer and 12 GiB of the trainer's leave."""
+    """vLLM's share of the GPU: --gpu-memory, or what the trainer and 12 GiB leave.
+
+    raises  UserError  where the trainer does not leave that much
+    """
     import torch
 
-    n = n_parameters(str(model))
+    n = n_parameters(str(model), model_config(str(model)))
     if device() != "cuda" or n is None:
-        return 0.4
+        return cfg.gpu_memory or 0.4
     total = torch.cuda.get_device_properties(0).total_memory
     needed = needs(cfg, n, None, True)
     held = beside(cfg, needed)
-    share = (total - held - (12 << 30)) / total
+    most = (total - held - CONTEXT) / total
+    share = cfg.gpu_memory or (total - held - (12 << 30)) / total
+    offload = "--offload-optimizer, " if held > needed["weights"] else ""
+    if cfg.gpu_memory > most > 0:
+        raise UserError(
+            f"--gpu-memory {cfg.gpu_memory}: beside {held / 2**30:.0f} GiB of weights and "
+            f"optimizer at most {most:.2f} of the GPU is left; take {offload}or a lower share"
+        )
     if share * total < 2.5 * n:
-        offload = "--offload-optimizer, " if held > needed["weights"] else ""
         raise UserError(
             f"--model {model}: beside {held / 2**30:.0f} GiB of weights and optimizer vLLM has no "
             f"room on a GPU of {total / 2**30:.0f} GiB; take a larger GPU, {offload}"
             "a smaller --model, or --engine hf"
         )
-    return round(share, 3)
+    return math.floor(1000 * share) / 1000

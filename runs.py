@@ -28,7 +28,7 @@ import sandbox
 import toy
 from config import LOADERS, MEMORY, METHODS, Config
 from data import Query, Splits, UserError
-from engine import Engine, make_engine
+from engine import Engine, gpu_share, make_engine
 from trainer import (
     CACHE,
     Phase,
@@ -40,6 +40,7 @@ from trainer import (
     is_complete,
     load_policy,
     load_tokenizer,
+    model_config,
     n_parameters,
     needs,
     one_at_a_time,
@@ -401,7 +402,8 @@ def preflight(cfg: Config) -> None:
         )
     if cfg.reward == "tests":  # fails closed, hours before the first program
         sandbox.run_unit_tests("", {"inputs": [""], "outputs": [""]}, unsafe=cfg.unsafe_code)
-    n = n_parameters(cfg.model) if cfg.model else None
+    shape = model_config(cfg.model) if cfg.model else None
+    n = n_parameters(cfg.model, shape)
     if n is None:
         if cfg.preflight:
             reason = "the toy needs 1 GiB"
@@ -411,21 +413,23 @@ def preflight(cfg: Config) -> None:
         return
 
     import torch
-    import transformers
 
     gpu = torch.cuda.is_available()
+    have = host_memory()
     if gpu:
         have = torch.cuda.get_device_properties(0).total_memory
-    else:
-        have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    shape = None
-    if Path(cfg.model).is_dir():
-        shape = transformers.AutoConfig.from_pretrained(cfg.model)
     budget = Budget(cfg, n, needs(cfg, n, shape, gpu), have, gpu)
     print(budget.line(), flush=True)
     budget.check()
+    if gpu and cfg.engine != "hf":
+        gpu_share(cfg, cfg.model)
     if cfg.preflight:
         sys.exit(0)
+
+
+def host_memory() -> int:
+    """Bytes of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def gib(n_bytes: float) -> str:
@@ -439,13 +443,17 @@ class Budget:
     def __init__(self, cfg: Config, n: int, needed: dict[str, int], have: int, gpu: bool):
         self.cfg, self.n, self.needed, self.have, self.gpu = cfg, n, needed, have, gpu
         self.state = needed["weights"] + needed["gradients"] + needed["optimizer"]
-        self.training = self.state + needed["activations"]
+        self.training = self.state + needed["activations"] + needed["context"]
         self.sampling = beside(cfg, needed)
         if cfg.engine == "hf" or not gpu:
             self.sampling += needed["KV cache"]
         self.host = max(self.training, self.sampling)
-        if gpu:  # a checkpoint on its way
-            self.host = needed["weights"] + needed["optimizer"]
+        if gpu:  # the weights on their way from or to a file; 8 GiB of code, pool and text
+            self.host = needed["weights"] + (8 << 30)
+            if cfg.offload_optimizer:
+                self.host += needed["optimizer"]
+            if cfg.reward == "answer+prm":  # the PRM waits there
+                self.host += 2 * n
         folder = Path(cfg.out).resolve()
         there = next(p for p in (folder, *folder.parents) if p.exists())
         self.disk_left = shutil.disk_usage(there).free
@@ -453,7 +461,7 @@ class Budget:
     def line(self) -> str:
         """All of it in one line."""
         needed = self.needed
-        keys = ("weights", "gradients", "optimizer", "activations")
+        keys = ("weights", "gradients", "optimizer", "activations", "context")
         parts = ", ".join(f"{key} {gib(needed[key])}" for key in keys if needed[key])
         beside_it = " and vLLM in what is left"
         if self.cfg.engine == "hf" or not self.gpu:
@@ -482,6 +490,12 @@ class Budget:
             raise UserError(
                 f"--model {cfg.model}: sampling needs {gib(self.sampling)} of {gib(self.have)}; "
                 f"lower --sample-budget {cfg.sample_budget}{more}"
+            )
+        if self.gpu and self.host > host_memory():
+            raise UserError(
+                f"--model {cfg.model}: the host's memory is {gib(host_memory())}, and "
+                f"{gib(self.host)} are needed; take a larger machine, --optim adamw8bit, or leave "
+                "--offload-optimizer out"
             )
         missing = self.needed["disk"] - bytes_in(Path(cfg.out) / "checkpoints") - bytes_in(CACHE)
         if missing > self.disk_left:

@@ -9,6 +9,7 @@ command again, and loses at most the phase in hand.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -506,7 +507,8 @@ def load_trainer(folder: Path, optimizer=None) -> dict:
     """trainer.pt's log, after its state has gone into the optimizer where one is given."""
     import torch
 
-    saved = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
+    path = folder / "trainer.pt"
+    saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if optimizer is not None and saved["optimizer"]:
         optimizer.state.clear()  # else both sets of moments are on the device for a moment
         optimizer.load_state_dict(saved["optimizer"])
@@ -542,21 +544,43 @@ def resume(cfg: Config, out: Path, start: Path | str, n_done: int) -> State:
 # -- memory ---------------------------------------------------------------------------------------
 
 
-def n_parameters(model: str) -> int | None:
-    """Parameters of a model, None where neither its config nor its name says.
+CONTEXT = 4 << 30  # bytes of CUDA's context, vLLM's graphs and what it keeps asleep: an estimate
 
-    A local folder's config is exact; a hub name is taken at its word ("Mistral-7B").
-    """
-    if Path(model).is_dir():
+
+def model_config(model: str):
+    """The config of a folder or hub name, a few kB; None where the hub can't be reached."""
+    return read_config(model) if Path(model).is_dir() else hub_config(model)
+
+
+def read_config(model: str):
+    """A model's config; raises UserError where it is no model, or a gated one."""
+    import transformers
+
+    try:
+        return transformers.AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as e:
+        raise UserError(f"--model {model}: {data.hub_reason(e)}") from None
+
+
+@functools.cache  # without a network it takes half a minute
+def hub_config(model: str):
+    """A hub model's config, None without a network."""
+    try:
+        return read_config(model)
+    except UserError as e:
+        if "hub can't be reached" in str(e):
+            return None
+        raise
+
+
+def n_parameters(model: str, shape) -> int | None:
+    """Parameters of a model: by its config, else by its name ("Mistral-7B"), else None."""
+    if shape is not None:
         import torch
         import transformers
 
-        try:
-            with torch.device("meta"):
-                shape = transformers.AutoConfig.from_pretrained(model)
-                return transformers.AutoModelForCausalLM.from_config(shape).num_parameters()
-        except (OSError, ValueError) as e:
-            raise UserError(f"--model {model}: {data.hub_reason(e)}") from None
+        with torch.device("meta"):
+            return transformers.AutoModelForCausalLM.from_config(shape).num_parameters()
     size = re.search(r"(\d+(?:\.\d+)?)\s*([BbMm])(?![a-z])", model)
     if size is None:
         return None
@@ -567,13 +591,13 @@ def needs(cfg: Config, n: int, shape, gpu: bool) -> dict[str, int]:
     """Bytes that a run of n parameters holds at its peaks, from the model's config alone.
 
     shape    the model's config; None leaves out activations and KV cache
-    returns  weights, gradients, optimizer, activations, KV cache, disk
+    returns  weights, gradients, optimizer, activations, context (of a GPU), KV cache, disk
     """
     bf16 = cfg.optim == "adamw8bit"
     size = 2 if bf16 else 4
     needed = {"weights": size * n, "gradients": size * n}
     needed["optimizer"] = int(2 * n * (1 + 4 / 256)) if bf16 else 8 * n
-    needed |= {"activations": 0, "KV cache": 0}
+    needed |= {"activations": 0, "context": 0, "KV cache": 0}
     stages = min(1, cfg.start_epoch)
     if cfg.method == "sft" or (cfg.reward == "answer+prm" and not cfg.prm):
         stages = cfg.sft_epochs // max(1, cfg.start_epoch)
@@ -582,6 +606,8 @@ def needs(cfg: Config, n: int, shape, gpu: bool) -> dict[str, int]:
     if shape is not None:
         needed["activations"] = activations(cfg, n, shape, gpu)
         needed["KV cache"] = kv_cache(cfg, n, shape, gpu)
+    if gpu:  # CUDA, vLLM asleep and its graphs; torch's segments that are not full
+        needed["context"] = CONTEXT + int(0.08 * needed["activations"])
     return needed
 
 

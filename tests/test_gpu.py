@@ -14,10 +14,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
 
 import engine
+import runs
 import trainer
-from config import Config
+from config import Config, parse_config
 from data import UserError
 
 ROOT = Path(trainer.__file__).parent
@@ -90,10 +92,14 @@ def test_a_checkpoint_brings_its_moments_after_the_new_ones_have_gone(dtype, tmp
     again = tiny_llama(dtype=dtype)
     again.load_state_dict(policy.state_dict())
     fresh = trainer.adamw(again, 1e-3)
-    held = []
-    fresh.register_load_state_dict_pre_hook(lambda opt, saved: held.append(len(opt.state)))
+    seen = []
+
+    def before(optimizer, saved):
+        seen.append((len(optimizer.state), "trainer.pt" in Path("/proc/self/maps").read_text()))
+
+    fresh.register_load_state_dict_pre_hook(before)
     assert trainer.load_trainer(tmp_path, fresh) == {"loss": 1.5}
-    assert held == [0]
+    assert seen == [(0, True)]  # the file is mapped, not read into the host's memory
     five_steps(policy, optimizer)
     five_steps(again, fresh)
     for p, q in zip(policy.parameters(), again.parameters()):
@@ -237,3 +243,73 @@ def test_the_responses_to_a_prompt_are_decoded_together(gpu, tmp_path):
         groups = sampler.sample([[1, 5], [1, 6]], 3, 1.0, seed=0)
     assert [len(group) for group in groups] == [3, 3] and groups[0][0].response == "text"
     assert sampler.tokenizer.calls == 2
+
+
+# -- will it fit ----------------------------------------------------------------------------------
+
+HUB = {
+    "hub/Mistral-7B": dict(model_type="mistral", vocab_size=32000),
+    "hub/Llama-8B": dict(model_type="llama", vocab_size=128256),
+}
+
+
+def of_the_hub(model):
+    """AutoConfig.from_pretrained of two models that are too large to be made here."""
+    if model not in HUB:
+        raise OSError("We couldn't connect to the hub")
+    shape = dict(hidden_size=4096, intermediate_size=14336, num_key_value_heads=8)
+    return transformers.AutoConfig.for_model(**shape, **HUB[model])
+
+
+@pytest.fixture
+def preflight_on(monkeypatch, capsys):
+    """preflight_on(GiB of GPU, flags, GiB of host): its line, on a GPU that is not there."""
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", of_the_hub)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(runs.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 50))
+    trainer.hub_config.cache_clear()
+
+    def call(card: int, flags: str, host: int = 200) -> str:
+        total = SimpleNamespace(total_memory=card << 30)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: total)
+        monkeypatch.setattr(runs, "host_memory", lambda: host << 30)
+        cfg = parse_config(flags.split())
+        cfg.preflight = True
+        with pytest.raises(SystemExit):
+            runs.preflight(cfg)
+        return capsys.readouterr().out
+
+    yield call
+    trainer.hub_config.cache_clear()
+
+
+MATH = "--task math --reward answer --model hub/Mistral-7B"
+
+
+def test_a_hub_models_size_and_activations_come_from_its_config(preflight_on):
+    line = preflight_on(139, MATH)
+    assert "7.24B parameters" in line and "activations 7.7" in line and "context 4.6" in line
+    line = preflight_on(200, "--task math --reward answer --model hub/Other-7B")  # no network
+    assert "7B parameters" in line and "activations" not in line
+
+
+def test_code_fits_141_gb_at_its_defaults_and_not_with_twice_the_tokens(preflight_on):
+    code = "--task code --unsafe-code --model hub/Llama-8B"
+    assert "training 13" in preflight_on(139, code)
+    with pytest.raises(UserError, match="training needs 142 GiB of 139 GiB; lower --token-budget"):
+        preflight_on(139, f"{code} --token-budget 8192")
+
+
+def test_a_share_above_what_is_left_is_refused_before_a_weight_is_read(preflight_on):
+    preflight_on(139, f"{MATH} --gpu-memory 0.38")
+    with pytest.raises(UserError, match="--gpu-memory 0.4: beside 81 GiB .* at most 0.39 of the"):
+        preflight_on(139, f"{MATH} --gpu-memory 0.4")
+    preflight_on(139, f"{MATH} --gpu-memory 0.7 --offload-optimizer")
+
+
+def test_the_hosts_memory_is_checked(preflight_on):
+    assert "host 35 GiB" in preflight_on(139, MATH, host=40)
+    with pytest.raises(UserError, match="host's memory is 30 GiB, and 35 GiB are needed"):
+        preflight_on(139, MATH, host=30)
+    with pytest.raises(UserError, match="88.9 GiB are needed.*leave --offload-optimizer out"):
+        preflight_on(139, f"{MATH} --offload-optimizer", host=40)
