@@ -194,6 +194,8 @@ def _json_object(line: str, where: str) -> dict:
 def hub_reason(e: Exception) -> str:
     """An exception of the hub's libraries as the one line that a user needs."""
     line = " ".join(str(e).split())[:200]
+    if "gated" in line:
+        return "it is gated: accept the terms on its page, then `hf auth login`"
     if not re.search("connect|offline", str(e), re.I):
         return line
     way_out = "download the model elsewhere and give its folder"
