@@ -419,7 +419,10 @@ def preflight(cfg: Config) -> None:
     if gpu:
         have = torch.cuda.get_device_properties(0).total_memory
     budget = Budget(cfg, n, needs(cfg, n, shape, gpu), have, gpu)
-    print(budget.line(), flush=True)
+    line = budget.line()
+    if cfg.preflight and cfg.task in SIZES and METHODS[cfg.method].iterate:
+        line += f" | {hours_line(cfg, hours(cfg, n))}"
+    print(line, flush=True)
     budget.check()
     if gpu and cfg.engine != "hf":
         gpu_share(cfg, cfg.model)
@@ -430,6 +433,47 @@ def preflight(cfg: Config) -> None:
 def host_memory() -> int:
     """Bytes of the machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+# training questions, test questions of the tasks, for an estimate before they are read
+SIZES = {"gsm8k": (7000, 1319), "math": (11500, 1819), "arc": (1200, 1172), "code": (5000, 5900)}
+
+
+def hours(cfg: Config, n: int) -> dict[str, float]:
+    """Hours of an iteration on one H200. All of it is estimated; the truth may be 1.5 times as long.
+
+    balance, pool, evaluation   responses * max_tokens / 3 tokens at 1e14 / n a second
+    scoring by a PRM            2 n FLOP a token, training 8 n (recomputed), at 400 TFLOP/s
+    a row of both               0.4 max_length tokens
+    """
+    n_train, n_test = SIZES[cfg.task]
+    M = cfg.queries_per_iter or n_train
+    balanced, sampled = 0, M * cfg.K
+    if len(cfg.temperature_grid) * len(cfg.tau_grid) > 1:
+        subset = min(cfg.balance_queries, M)
+        balanced = len(cfg.temperature_grid) * subset * cfg.K
+        sampled = (M - subset) * cfg.K
+    n_test = min(cfg.eval_queries or n_test, n_test)
+    evaluated = cfg.val_queries + n_test * (1 + cfg.eval_samples)
+
+    response = cfg.max_tokens / 3 * n / 1e14 / 3600  # hours
+    flop = 0.4 * cfg.max_length * n / 400e12 / 3600  # hours of one FLOP a parameter and token
+    estimate = {"balance": balanced * response, "pool": sampled * response}
+    if cfg.reward == "answer+prm":
+        estimate["scoring"] = (balanced + sampled + evaluated) * 2 * flop
+    estimate["training"] = cfg.samples_per_iter * 8 * flop
+    estimate["evaluation"] = evaluated * response
+    return estimate
+
+
+def hours_line(cfg: Config, estimate: dict[str, float]) -> str:
+    """The hours of an iteration and of the run, as far as they can be known."""
+    parts = [f"{phase} {h:.1f}" for phase, h in estimate.items() if h]
+    an_iteration = sum(estimate.values())
+    return (
+        f"hours on one H200, estimated: {an_iteration:.1f} an iteration "
+        f"({', '.join(parts)}), {an_iteration * cfg.num_iters:.0f} for {cfg.num_iters}"
+    )
 
 
 def gib(n_bytes: float) -> str:

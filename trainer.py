@@ -543,7 +543,6 @@ def resume(cfg: Config, out: Path, start: Path | str, n_done: int) -> State:
 
 # -- memory ---------------------------------------------------------------------------------------
 
-
 CONTEXT = 4 << 30  # bytes of CUDA's context, vLLM's graphs and what it keeps asleep: an estimate
 
 

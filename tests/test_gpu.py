@@ -313,3 +313,24 @@ def test_the_hosts_memory_is_checked(preflight_on):
         preflight_on(139, MATH, host=30)
     with pytest.raises(UserError, match="88.9 GiB are needed.*leave --offload-optimizer out"):
         preflight_on(139, f"{MATH} --offload-optimizer", host=40)
+
+
+def test_preflight_says_the_hours_of_the_papers_run_and_of_a_smaller_one(preflight_on):
+    line = preflight_on(139, MATH)
+    assert "hours on one H200, estimated: 6.5 an iteration (balance 1.6, pool 3.6, training" in line
+    small = "--K 16 --queries-per-iter 4000 --steps-per-iter 125 --balance-queries 150"
+    line = preflight_on(139, f"{MATH} {small} --eval-samples 8")
+    assert line.rstrip().endswith(", 7 for 9")
+    with_prm = preflight_on(139, "--task math --model hub/Mistral-7B")  # the default, as the paper
+    assert "scoring 4.4" in with_prm and "host 48.5 GiB" in with_prm
+
+
+def test_a_gated_model_says_what_to_do(monkeypatch):
+    def gated(model):
+        raise OSError("You are trying to access a gated repo.\nMake sure to have access to it at")
+
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", gated)
+    with pytest.raises(
+        UserError, match="^--model hub/gated: .*accept the terms .* `hf auth login`"
+    ):
+        trainer.model_config("hub/gated")
