@@ -205,7 +205,7 @@ PRESETS = {
         token_budget=4096,
     ),
     "gsm8k": dict(model="mistralai/Mistral-7B-v0.1", max_tokens=512, **LARGE),
-    "math": dict(model="mistralai/Mistral-7B-v0.1", **LARGE),
+    "math": dict(model="mistralai/Mistral-7B-v0.1", reward="answer+prm", **LARGE),
     # No human chains of thought, so no SFT. One guess in four is right, so pass@K says nothing.
     "arc": dict(
         model="mistralai/Mistral-7B-Instruct-v0.1",
