@@ -1,6 +1,6 @@
 """B-STaR: self-taught reasoning that watches exploration and exploitation, and balances them.
 
-    python bstar.py                                   the toy, on a CPU, in minutes
+    python bstar.py                                   number walks, on a CPU, in minutes
     python bstar.py --task math                       the paper's main run, on one GPU node (vLLM)
     python bstar.py --task gsm8k --model DIR --train-file train.jsonl --test-file test.jsonl
     python bstar.py --method online-rft --tau 0.2     a baseline, at a fixed tau
@@ -248,6 +248,7 @@ def main(argv: list[str] | None = None) -> None:
     if run.finished:
         print(f"{run.out}: finished; another --out or --seed starts a new run")
         return run.finish()
+    train_prm.check(cfg)
     setup = set_up(cfg, run)
     score = make_reward(cfg, setup, run)
     starts = sft(cfg, setup.base, setup.human, setup.tokenizer)  # M_0 first   [App. A]

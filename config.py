@@ -28,7 +28,7 @@ from data import Splits, UserError
 
 LOADERS: dict[str, Callable[..., Splits]] = {
     "walk": toy.load_walk,
-    "toy": toy.load_stories,
+    "stories": toy.load_stories,
     "gsm8k": data.load_gsm8k,
     "math": data.load_math,
     "arc": data.load_arc,
@@ -67,11 +67,11 @@ def opt(default, text: str, low: float = -math.inf, high: float = math.inf, one_
 class Config:
     """Sections are the paper's: M and N of Sec. 3.1, the rest of Sec. 4.1 and App. A."""
 
-    task: str = opt("toy", "whose questions", one_of=LOADERS)
+    task: str = opt("walk", "whose questions", one_of=LOADERS)
     method: str = opt("bstar", "App. B", one_of=METHODS)
     reward: str = opt("answer", "Eq. 1 [Sec. 2.3]; oracle: exact steps", one_of=rewards.REWARDS)
     model: str = opt("", "base model, hub name or folder; empty: the toy's, made on the spot")
-    seed: int = opt(0, "of everything but the toy's questions and base model", 0, 2**31)
+    seed: int = opt(0, "of everything but the stories' questions and base model", 0, 2**31)
     out: str = opt("", "run folder; empty: runs/TASK-METHOD-REWARD-SEED")
     prm: str = opt("", "process reward model, hub name or folder; empty: train_prm.py makes one")
     prm_format: str = opt("own", "how --prm is read", one_of=rewards.PRM_FORMATS)
@@ -187,7 +187,7 @@ PRESETS = {
         toy_queries=800,
         toy_solutions=6400,
     ),
-    "toy": dict(
+    "stories": dict(
         reward="answer+prm",
         sft_lr=3e-4,
         num_iters=4,
@@ -229,12 +229,12 @@ PRESETS = {
     ),
 }
 
-# Query effect counts right answers, however they were reached (the paper's footnote 1): on the grid
-# -1..1 the toy's balancer would keep every lucky guess. Of a right answer r = 2 p, so r > tau means
-# p > tau / 2 for its lowest step.
+# Query effect counts right answers, however they were reached (the paper's footnote 1): on the
+# grid -1..1 the stories' balancer would keep every lucky guess. Of a right answer r = 2 p, so
+# r > tau means p > tau / 2 for its lowest step.
 REWARD_PRESETS = {
-    ("toy", "answer+prm"): dict(taus="0.6:1.9:0.1"),
-    ("toy", "answer+oracle"): dict(taus="1:1.9:0.1"),
+    ("stories", "answer+prm"): dict(taus="0.6:1.9:0.1"),
+    ("stories", "answer+oracle"): dict(taus="1:1.9:0.1"),
 }
 
 
@@ -269,7 +269,7 @@ def parse_config(
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     task_parser = Parser(add_help=False)
-    task_parser.add_argument("--task", default=Config.task)
+    task_parser.add_argument("--task", default=kind.task)
     task = task_parser.parse_known_args(argv)[0].task
     one_of("task", task, LOADERS)
 

@@ -92,7 +92,7 @@ def _choice(text: str) -> str | None:
     return m[m.lastindex].upper()
 
 
-def _toy_answer(text: str) -> str | None:
+def _story_answer(text: str) -> str | None:
     """The integer after "#" at the end of a story."""
     m = re.search(r"#\s*(-?[0-9]+)\s*\Z", text)
     return m[1] if m else None
@@ -633,7 +633,7 @@ class Grader:
 
 GRADERS = {
     "walk": Grader(str.strip, reaches),
-    "toy": Grader(_toy_answer, operator.eq),
+    "stories": Grader(_story_answer, operator.eq),
     "arc": Grader(_choice, lambda pred, gold: (_choice(pred) or pred) == gold),
     "gsm8k": Grader(_final_answer, _same),
     "math": Grader(_final_answer, _same, no_answer=copies),

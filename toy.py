@@ -348,6 +348,7 @@ def load_stories(cfg) -> Splits:
     for i, query in enumerate(train):
         if query.id not in solved:
             train[i] = Query(query.id, query.text, query.gold)
+    # the test set keeps its first name: the seeds of its samples are made of it
     return Splits(train, val, {"toy": test}, "{query}", "{query}")
 
 
@@ -439,5 +440,5 @@ def make_tiny_llama(
 
 # -- tables: task -> ... ---------------------------------------------------------------------------
 
-BASES = {"walk": walk_base, "toy": story_base}  # how its base model is made
-CHECKERS = {"toy": check_story}  # (question, response) -> whether each step is right
+BASES = {"walk": walk_base, "stories": story_base}  # how its base model is made
+CHECKERS = {"stories": check_story}  # (question, response) -> whether each step is right

@@ -48,6 +48,7 @@ from toy import CHECKERS
 class PRMConfig(Config):
     """The PRM's settings, beside those that it shares with the run   [App. A]"""
 
+    task: str = opt("stories", "whose questions", one_of=config.LOADERS)
     labels: str = opt(
         "hard", "any completion is right, or the share that is", one_of=("hard", "soft")
     )

@@ -103,7 +103,7 @@ def prompts(n: int) -> list[list[int]]:
 
 def settings_of(flags: str = ""):
     """Settings and threads of a toy run."""
-    cfg = parse_config(f"--batch-size 32 --token-budget 4096 {flags}".split())
+    cfg = parse_config(f"--task stories --batch-size 32 --token-budget 4096 {flags}".split())
     runs.settle(cfg)
     return cfg
 
@@ -271,7 +271,7 @@ def loop(_) -> dict:
 
     engine.HFEngine.sample, bstar.train = timed(engine.HFEngine.sample), timed(bstar.train)
     runs.Run.end_iteration = end_and_mark
-    flags = "--reward answer --K 64 --queries-per-iter 200 --balance-queries 30 --num-iters 1"
+    flags = "--task stories --reward answer --K 64 --queries-per-iter 200 --balance-queries 30 --num-iters 1"
     more = "--sft-epochs 1 --eval-queries 60 --val-queries 60 --out run"
     bstar.main(f"{flags} {more}".split())
     (start, before), (stop, after) = marks

@@ -27,7 +27,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 ROOT = Path(bstar.__file__).parent
 TINY = """
-    --toy-max-ops 3 --toy-texts 512 --toy-queries 200 --toy-solutions 128 --val-queries 10
+    --task stories --toy-max-ops 3 --toy-texts 512 --toy-queries 200 --toy-solutions 128 --val-queries 10
     --sft-lr 3e-3 --sft-epochs 12 --start-epoch 6 --reward answer+oracle
     --num-iters 2 --steps-per-iter 4 --batch-size 16 --queries-per-iter 24 --K 4 --chunk 10
     --balance-queries 8 --temperatures 0.6:1.0:0.4 --taus -1:1:0.1

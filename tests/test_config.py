@@ -25,15 +25,15 @@ def parse(flags: str) -> Config:
 
 def test_a_flag_beats_the_preset_and_the_preset_the_default():
     assert Config.K == parse("--task math").K == 64
-    assert parse("").task == "toy"
-    assert parse("").K == PRESETS["toy"]["K"] != Config.K
+    assert parse("").task == "walk"
+    assert parse("").K == PRESETS["walk"]["K"] != Config.K
     assert parse("--K 7").K == 7
 
 
 def test_the_thresholds_of_a_reward_are_a_preset_too():
-    assert parse("").tau_grid[0] == 0.6
-    assert parse("--reward answer+oracle").tau_grid[0] == 1.0
-    assert parse("--reward answer").tau_grid[0] == -1.0
+    assert parse("--task stories").tau_grid[0] == 0.6
+    assert parse("--task stories --reward answer+oracle").tau_grid[0] == 1.0
+    assert parse("--task stories --reward answer").tau_grid[0] == -1.0
     assert parse("--taus 0:1:0.5").tau_grid == [0.0, 0.5, 1.0]
 
 
@@ -104,7 +104,7 @@ def test_a_grid_is_made_of_decimals_and_may_start_below_zero():
 # -- a bad value ----------------------------------------------------------------------------------
 
 BAD = [
-    ("--task chess", "--task chess: expected one of toy, "),
+    ("--task chess", "--task chess: expected one of walk, stories, "),
     ("--method ppo", "--method ppo: expected one of sft, rest-em"),
     ("--reward vibes", "--reward vibes: expected one of answer"),
     ("--optim sgd", "--optim sgd: expected one of adamw, adamw8bit"),
@@ -113,7 +113,7 @@ BAD = [
     ("--K many", "--K: invalid int value: 'many'"),
     ("--S 5 --eval-samples 4", "--S 5: pass@K-S needs S <= K, but --eval-samples is 4"),
     ("--temperature 0", "expected 0.01 to 100"),
-    ("--temperature nan", "expected 0.01 to 100"),
+    ("--temperature nan", "--temperature nan: expected a finite number"),
     ("--warmup nan", "--warmup nan: expected a number from 0 to 1"),
     ("--lr 0", "--lr 0.0: expected a number from"),
     ("--seed -1", "--seed -1: expected"),
@@ -121,14 +121,17 @@ BAD = [
     ("--taus 1:0:0.1", "--taus 1:0:0.1: expected FROM:TO:STEP"),
     ("--taus 0:1:1e-9", "1,000,000,001 points; expected at most 10,000"),
     ("--temperatures x", "--temperatures x: expected FROM:TO:STEP"),
-    ("--tau 2", "no reward is above 2"),
+    ("--task stories --tau 2", "no reward is above 2"),
     ("--reward answer --tau 1.0", "no reward is above 1"),
     ("--start-epoch 99", "expected at most --sft-epochs"),
     ("--method sft --start-epoch 2", "a multiple of --start-epoch"),
     ("--task arc --method sft", "--method sft: expected --sft-epochs"),
     ("--method rest-em --offload-optimizer", "--method rest-em has no optimizer while it samples"),
     ("--reward answer --prm x", "--reward answer uses no PRM"),
-    ("--prm-format qwen", "--prm-format qwen: it says how to read --prm, which is missing"),
+    (
+        "--task stories --prm-format qwen",
+        "--prm-format qwen: it says how to read --prm, which is missing",
+    ),
     ("--task gsm8k --reward answer+oracle", "only a toy's steps can be checked exactly"),
     ("--task math --reward tests", "--reward tests: --task math is rewarded by answers"),
     ("--task code --reward answer", "--reward answer: --task code is rewarded by unit tests"),

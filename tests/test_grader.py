@@ -364,14 +364,14 @@ EXTRACT = [
     ("gsm8k", "3 * 4 = <<3*4=12>>12\n#### 12", "12"),
     ("gsm8k", "#### 1\n#### 2", "2"),
     ("gsm8k", "There are 12 of them.", None),
-    ("toy", "Cid = Ida * 6 = 5 * 6 = 0 ; # 5", "5"),
-    ("toy", "# 5 # 6", "6"),
-    ("toy", "# -5\n", "-5"),
-    ("toy", "# 5 6", None),
-    ("toy", "# 5.", None),
-    ("toy", "5", None),
-    ("toy", "#", None),
-    ("toy", "# ٥", None),
+    ("stories", "Cid = Ida * 6 = 5 * 6 = 0 ; # 5", "5"),
+    ("stories", "# 5 # 6", "6"),
+    ("stories", "# -5\n", "-5"),
+    ("stories", "# 5 6", None),
+    ("stories", "# 5.", None),
+    ("stories", "5", None),
+    ("stories", "#", None),
+    ("stories", "# ٥", None),
     ("code", "print(1)", "print(1)"),
     ("code", "", None),
     ("code", "Draft:\n```\nx\n```\nThen\n```python\nprint('``')\n```\nDone.", "print('``')"),
@@ -529,7 +529,7 @@ def test_whole_outputs(response, gold, right):
 
 
 def test_tasks():
-    assert grade(["x # 5", "x # 05", "x"], ["5", "5", "5"], "toy") == [True, False, False]
+    assert grade(["x # 5", "x # 05", "x"], ["5", "5", "5"], "stories") == [True, False, False]
     assert grade(
         ["The answer is (B)", r"\boxed{C}", "The answer is B or C"], ["B", "B", "B"], "arc"
     ) == [True, False, False]
@@ -670,7 +670,7 @@ def test_never_raises(monkeypatch):
     rng = random.Random(4)
     for _ in range(1500):
         a, b = ("".join(rng.choices(PIECES, k=rng.randint(0, 12))) for _ in range(2))
-        for task in ("math", "gsm8k", "arc", "toy"):
+        for task in ("math", "gsm8k", "arc", "stories"):
             extract_answer(a, task)
             answers_match(a, b, task)
     for _ in range(500):

@@ -52,7 +52,7 @@ def a_group():
 )
 def test_score_fills_eq_1_and_never_rewards_a_cut_off_response(reward, r):
     queries, group = a_group()
-    rewards.score(queries, [group], "toy", reward)
+    rewards.score(queries, [group], "stories", reward)
     assert [s.reward for s in group] == r
     assert [s.correct for s in group] == [True, True, False, True]
     assert [s.sound for s in group] == [True, False, False, True]
@@ -68,7 +68,7 @@ class Half:
 
 def test_eq_1_with_a_prm():
     queries, group = a_group()
-    rewards.score(queries, [group], "toy", "answer+prm", Half())
+    rewards.score(queries, [group], "stories", "answer+prm", Half())
     assert [s.r_prm for s in group] == [0.0] * 4 and [len(s.steps) for s in group] == [2, 2, 1, 2]
     assert [s.reward for s in group] == [1, 1, 0, -math.inf]
 
@@ -79,13 +79,13 @@ def test_a_fork_is_one_function_in_the_table(monkeypatch):
 
     monkeypatch.setitem(rewards.REWARDS, "short", short)
     queries, group = a_group()
-    rewards.score(queries, [group], "toy", "short")
+    rewards.score(queries, [group], "stories", "short")
     assert [s.reward for s in group] == [1 - 0.14, 1 - 0.14, -0.02, -math.inf]
 
 
 def test_nothing_to_score():
-    rewards.score([], [], "toy", "answer")
-    rewards.score([Query("0", STORY, "1")], [[]], "toy", "answer+oracle")
+    rewards.score([], [], "stories", "answer")
+    rewards.score([Query("0", STORY, "1")], [[]], "stories", "answer+oracle")
 
 
 # -- steps -----------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def test_the_toys_checker_and_the_prm_count_the_same_steps():
     for _ in range(300):
         text = " ".join(rng.choices([";", "#", "5", STEP, "Ann"], k=rng.randint(1, 8)))
         if not text.endswith(";"):
-            assert len(split_steps(text)) == len(toy.CHECKERS["toy"](STORY, text)), text
+            assert len(split_steps(text)) == len(toy.CHECKERS["stories"](STORY, text)), text
 
 
 def torn(step):

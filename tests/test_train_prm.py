@@ -28,7 +28,7 @@ from runs import Setup
 
 ROOT = Path(train_prm.__file__).parent
 ROWS = ROOT.parent / "shared" / "data" / "step_labels"
-TINY = """--toy-texts 512 --sft-lr 3e-3 --sft-epochs 6 --start-epoch 2 --val-queries 10
+TINY = """--task stories --toy-texts 512 --sft-lr 3e-3 --sft-epochs 6 --start-epoch 2 --val-queries 10
 --toy-queries 80 --toy-solutions 64 --toy-max-ops 3 --max-tokens 40 --chunk 30
 --batch-size 16""".split()
 LOOP = """--num-iters 1 --steps-per-iter 2 --queries-per-iter 12 --K 4 --balance-queries 6
@@ -299,14 +299,14 @@ def test_labels_that_are_all_alike_are_said(capsys, labels, good, message):
 
 
 def test_a_prm_is_read_before_anything_is_made(base, tmp_path):
-    flags = ["--prm", str(tmp_path / "nope")]
+    flags = ["--reward", "answer+prm", "--prm", str(tmp_path / "nope")]
     cfg = parse_config(flags)
     with pytest.raises(UserError, match="--prm .*nope"):
         train_prm.check(cfg)
     train_prm.check(parse_config([]))
     prm = train_prm.new_prm(base, trainer.load_tokenizer(base), "{query}", prm_config())
     trainer.save(trainer.State(0, prm.model), tmp_path / "prm", prm.tokenizer)
-    train_prm.check(parse_config(["--prm", str(tmp_path / "prm")]))
+    train_prm.check(parse_config(["--reward", "answer+prm", "--prm", str(tmp_path / "prm")]))
 
 
 # -- as a user runs it -----------------------------------------------------------------------------
@@ -379,13 +379,13 @@ def test_ready_labels_need_the_first_sft_checkpoint_alone(tmp_path):
 def test_the_default_run_trains_its_prm_first_and_other_methods_share_it(tmp_path):
     code, _, err = run(tmp_path, "bstar.py", *LOOP)
     assert code == 0 and "PRM |" in err, err
-    rows = metrics.read_jsonl(tmp_path / "runs/toy-bstar-answer+prm-0/metrics.jsonl")
+    rows = metrics.read_jsonl(tmp_path / "runs/stories-bstar-answer+prm-0/metrics.jsonl")
     assert "prm@4-2" in rows[0]
     keys = "prm/auc prm/step_auc prm/ece prm/wrong_admitted prm/min_last".split()
     assert rows[1].keys() >= set(keys)
     code, _, err = run(tmp_path, "bstar.py", *LOOP, "--method", "online-rft", "--tau", "1")
     assert code == 0 and "PRM |" not in err, err
-    [made] = (tmp_path / "runs/cache").glob("prm-toy-*")
+    [made] = (tmp_path / "runs/cache").glob("prm-stories-*")
     code, _, err = run(tmp_path, "train_prm.py")
     assert code == 0 and "PRM epoch" not in err
     given = ["--prm", str(made / "prm"), "--out", "runs/given"]
