@@ -132,7 +132,12 @@ def improve(M: State, queries: list[Query], kept, setup: Setup, cfg: Config) -> 
         return State(t, M.policy, M.optimizer, {"loss": None, "grad_norm": None})
     phase = phase_of(t, len(examples), setup, cfg)
     repeats = len(phase.steps) * cfg.batch_size / len(examples)  # R, readings of each response
-    warn_of_repeats(t, repeats)
+    if repeats > 20:
+        print(
+            f"iteration {t}: training reads each selected response {repeats:.0f} times, and the "
+            "policy can forget the rest: --max-repeats 6, or more --queries-per-iter",
+            file=sys.stderr,
+        )
 
     policy, optimizer = M.policy, M.optimizer
     if method.from_base:
@@ -150,8 +155,7 @@ def improve(M: State, queries: list[Query], kept, setup: Setup, cfg: Config) -> 
 def phase_of(t: int, n_examples: int, setup: Setup, cfg: Config) -> Phase:
     """The steps of iteration t and their place on the method's schedule   [App. A, B]
 
-    --max-repeats takes fewer steps; an inherited schedule keeps its places all the same, so that
-    iteration t has the learning rates that it has without the cap.
+    --max-repeats takes fewer steps; iteration t keeps its learning rates on an inherited schedule.
     """
     method, n = METHODS[cfg.method], cfg.steps_per_iter
     if method.from_base:  # as many steps as a policy that was never set back has had in all
@@ -165,17 +169,6 @@ def phase_of(t: int, n_examples: int, setup: Setup, cfg: Config) -> Phase:
     seed = seed_of(cfg.seed, t, "train")
     steps = range(first, first + n)
     return Phase(f"train {t}", seed, steps, horizon, peak, cfg.lr_end, cfg.warmup)
-
-
-def warn_of_repeats(t: int, repeats: float) -> None:
-    """Says where a few responses are read so often that the policy can forget the rest."""
-    if repeats > 20:
-        print(
-            f"iteration {t}: few responses were selected, and training reads each {repeats:.0f} "
-            "times; the policy can forget the rest: --max-repeats 6, fewer --steps-per-iter, more "
-            "--queries-per-iter or a lower --tau",
-            file=sys.stderr,
-        )
 
 
 # -- evaluate -------------------------------------------------------------------------------------
@@ -269,6 +262,8 @@ def main(argv: list[str] | None = None) -> None:
                 subset = queries[: cfg.balance_queries]
                 T, tau, pool = balance(M, subset, n_star, setup, score, run)
             run.lap(t, "balance")
+            if cfg.probe:
+                return run.print_probe(len(queries))
 
             # -- explore: K responses to every other query, sampled at T
             rest = queries[len(pool) :]

@@ -120,6 +120,7 @@ class Config:
     token_budget: int = opt(16384, "tokens a training micro-batch, padding included", 1)
     sample_budget: int = opt(65536, "tokens held at once by the transformers engine", 1)
     chunk: int = opt(1000, "queries sampled between two saves", 1)
+    probe: bool = opt(False, "balance once, say what each T yields and R, and stop")
     preflight: bool = opt(False, "say what memory and disk the run needs, and stop")
     gradient_checkpointing: bool = opt(False, "less memory, about a third more time")
     gpu_memory: float = opt(0.0, "vLLM's share of the GPU; 0: what the trainer leaves", 0, 1)
@@ -382,6 +383,8 @@ def check_sampling(cfg: Config) -> None:
             "--engine vllm: vllm is not installed; pip install -r requirements.txt on a GPU node, "
             "or --engine hf"
         )
+    if cfg.probe and len(cfg.temperature_grid) == 1:
+        raise UserError("--probe: it tries several temperatures; expected --method bstar")
     for flag, K in (("eval-samples", cfg.eval_samples), ("K", cfg.K)):
         if 0 < K < cfg.S:
             raise UserError(f"--S {cfg.S}: pass@K-S needs S <= K, but --{flag} is {K}")

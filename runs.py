@@ -49,6 +49,8 @@ from trainer import (
     write,
 )
 
+ACTIONS = ("out", "probe", "preflight")  # not settings of the run
+
 # -- the run's folder -----------------------------------------------------------------------------
 
 
@@ -81,7 +83,8 @@ class Run:
         """Writes config.json, or compares it with the one that is there."""
         path = self.out / "config.json"
         mine = dataclasses.asdict(self.cfg)
-        del mine["out"], mine["preflight"]
+        for name in ACTIONS:
+            del mine[name]
         theirs = None
         if {f.name for f in self.out.iterdir()} - {"lock", "config.json"}:
             theirs = read_config(path)
@@ -148,6 +151,24 @@ class Run:
                 file=sys.stderr,
             )
 
+    def print_probe(self, M: int) -> None:
+        """Prints what iteration 1 would find at each temperature   [--probe]
+
+        R = N / (responses kept) says how often training would read each selected response.
+        """
+        [decision] = numbered_rows(self.out / "ledger.jsonl")[-1:]
+        N = self.cfg.samples_per_iter
+        print(f"N = {N} places, {M} questions, {self.cfg.K} samples each")
+        print(
+            "| T | right, % | unique right a question | kept | R |",
+            "|---|---|---|---|---|",
+            sep="\n",
+        )
+        for T, right, unique in zip(*(decision[k] for k in ("temperatures", "yield", "unique"))):
+            kept = min(N, round(unique * M))
+            R = f"{N / kept:.1f}" if kept else "-"
+            print(f"| {T:g} | {100 * right:.1f} | {unique:.2f} | {kept} | {R} |")
+
     def save_samples(self, t: int, queries: list[Query], pool, kept) -> None:
         """samples/iter_N.jsonl.gz: one object a sample, for anyone to read."""
         chosen = {id(s) for group in kept for s in group}
@@ -210,8 +231,7 @@ def read_config(path: Path) -> dict:
             f"--out {path.parent}: it holds files, but no readable config.json of a run; "
             "choose another --out"
         )
-    defaults = {f.name: f.default for f in dataclasses.fields(Config)}
-    del defaults["out"], defaults["preflight"]
+    defaults = {f.name: f.default for f in dataclasses.fields(Config) if f.name not in ACTIONS}
     return {**defaults, **config}
 
 
