@@ -9,16 +9,17 @@ descriptors: a job (program, stdin, calls) as JSON, and a pipe for the answer. T
 child, which locks itself in with Landlock, seccomp and rlimits and runs the program, and replies
 with its exit status. No expected output enters a program's process, no child sees another's job.
 
-A child can compute, import the standard library and start threads. It cannot open a file outside
-the standard library, write to any, start a process, use a socket, signal or trace anyone, or
-change a file's mode. What this does NOT cover:
+A child can compute, import the standard library (from memory) and start threads. It cannot open a
+file or ask for its times, start a process, use a socket, or signal or trace anyone. What this does
+NOT cover:
 - Kernel bugs and CPU side channels: one kernel is shared. Hostile code at scale belongs in a
   virtual machine.
-- `stat` (that a path exists, its size), the clock, the CPU's name, the user's id stay visible.
+- The clock, the CPU's name, free memory, the ids of user and process stay visible; by a raw system
+  call a program can ask whether a path exists, and for the size and times of what is there.
 - Each child may use 1 GiB; thread floods (more than 64) are noticed every 50 ms; nothing limits
   memory bandwidth.
-- Good programs that need numpy, asyncio, sqlite3, lzma, a file (even /dev/null) or a second
-  process are judged wrong.
+- Good programs that need numpy, asyncio, ssl, curses, East Asian encodings, a file (even
+  /dev/null) or a second process are judged wrong.
 - Waiting for a CPU is not idling: on a crowded machine a program may hold its place for 60 s.
 - With --unsafe, whatever this machine lacks is left out, and nobody probes what is then open.
 """
@@ -33,9 +34,11 @@ import ctypes
 import errno
 import fcntl
 import gc
-import importlib
+import importlib.abc
+import importlib.util
 import json
 import math
+import mmap
 import operator
 import os
 import random
@@ -55,6 +58,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, repeat
 from os import _exit  # bound early: the program may replace os._exit in its own process
+from pathlib import Path
 
 if __name__ == "__main__":
     UserError = Exception  # the fork server sees the standard library alone
@@ -505,18 +509,19 @@ LIMITS = {
     resource.RLIMIT_CORE: 0,
     resource.RLIMIT_MEMLOCK: 0,
 }
-ALLOW, DENY, ABSENT = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
+ALLOW, FAIL = 0x7FFF0000, 0x00050000  # seccomp's actions; FAIL | error number
 
-# Calls that touch only the caller's memory, its open descriptors, its clocks, or files' metadata.
-FREE = """access alarm brk clock_getres clock_gettime clock_nanosleep close close_range dup dup2
-dup3 exit exit_group faccessat faccessat2 fstat fstatfs futex getcwd getdents64 getegid geteuid
-getgid getgroups getitimer getpgrp getpid getppid getrandom getresgid getresuid getrlimit getrusage
-getsid gettid gettimeofday getuid lseek lstat madvise mmap mprotect mremap munmap nanosleep
-newfstatat pause poll ppoll pread64 pselect6 read readv restart_syscall rseq rt_sigaction
-rt_sigpending rt_sigprocmask rt_sigreturn rt_sigsuspend sched_getaffinity sched_yield select
-set_robust_list set_tid_address setitimer sigaltstack stat statx sysinfo time times uname write
-writev""".split()
-WRITES = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC | os.O_TMPFILE & ~os.O_DIRECTORY
+# Calls that touch only the caller's memory, its open descriptors, or its clocks.
+FREE = """alarm brk clock_getres clock_gettime clock_nanosleep close close_range dup dup2 dup3 exit
+exit_group fstat fstatfs futex getcwd getegid geteuid getgid getgroups getitimer getpgrp getpid
+getppid getrandom getresgid getresuid getrlimit getrusage getsid gettid gettimeofday getuid lseek
+madvise mmap mprotect mremap munmap nanosleep pause poll ppoll pread64 pselect6 read readv
+restart_syscall rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigreturn rt_sigsuspend
+sched_getaffinity sched_yield select set_robust_list set_tid_address setitimer sigaltstack sysinfo
+time times uname write writev""".split()
+# Calls that tell a path's existence or times: to them there is no file.
+HIDDEN = "access faccessat faccessat2 lstat stat statx".split()
+WRITES = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC | os.O_PATH | os.O_TMPFILE & ~os.O_DIRECTORY
 # (call, argument, mask, value): allowed only where argument & mask == value. Left open,
 # fcntl(F_SETOWN) and the like send signals, and prlimit64 changes other processes' limits.
 LIMITED = [
@@ -524,6 +529,7 @@ LIMITED = [
     ("openat", 2, WRITES, 0),
     ("clone", 0, 0x7E032000, 0x10000),  # CLONE_THREAD, no new namespace, no CLONE_PTRACE
     ("prlimit64", 0, -1, 0),
+    ("newfstatat", 3, -1, 0x1000),  # AT_EMPTY_PATH: glibc's fstat
     ("fcntl", 1, ~3, 0),  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL
     ("fcntl", 1, -1, fcntl.F_DUPFD_CLOEXEC),
     ("ioctl", 1, -1, 0x5401),  # TCGETS
@@ -544,15 +550,12 @@ def must(result: int) -> int:
 
 
 def make_landlock() -> Callable[[], int]:
-    """A function that leaves its process the standard library's files, and no socket or signal."""
+    """A function that leaves its process no file, socket or signal."""
     abi = must(libc.syscall(444, None, 0, 1, 0))
     rights = (1 << (13 + (abi >= 2) + (abi >= 3) + (abi >= 5))) - 1  # + REFER, TRUNCATE, IOCTL_DEV
     attributes = struct.pack("QQQ", rights, 3, 3)  # files; TCP; signals and abstract sockets
     known = 8 * (1 + (abi >= 4) + (abi >= 6))  # bytes of them
     ruleset = must(libc.syscall(444, attributes, known, 0, 0))
-    folder = os.open(os.path.dirname(os.__file__), os.O_PATH)
-    library = struct.pack("=Qi", 4 | 8, folder)  # READ_FILE | READ_DIR
-    must(libc.syscall(445, ruleset, 1, library, 0))
     ruleset = fcntl.fcntl(ruleset, fcntl.F_DUPFD_CLOEXEC, 64)  # above a child's descriptors
     return lambda: must(libc.syscall(446, ruleset, 0, 0, 0))
 
@@ -562,7 +565,7 @@ def make_seccomp() -> Callable[[], int]:
     must(libc.prctl(21, 0, 0, 0, 0))  # PR_GET_SECCOMP fails where the kernel was built without it
     lib = ctypes.CDLL("libseccomp.so.2")
     lib.seccomp_init.restype = ctypes.c_void_p
-    context = ctypes.c_void_p(lib.seccomp_init(DENY))
+    context = ctypes.c_void_p(lib.seccomp_init(FAIL | errno.EPERM))
 
     def rule(action: int, name: str, *limit: int) -> None:
         number = lib.seccomp_syscall_resolve_name(name.encode())
@@ -578,9 +581,18 @@ def make_seccomp() -> Callable[[], int]:
         rule(ALLOW, name)
     for limited in LIMITED:
         rule(ALLOW, *limited)
+    for name in HIDDEN:
+        rule(FAIL | errno.ENOENT, name)
+    rule(FAIL | errno.ENOENT, "newfstatat", 3, 0x1000, 0)
     # clone3's flags lie in memory, out of the filter's sight: where it is absent, glibc takes clone
-    rule(ABSENT, "clone3")
-    return lambda: must(lib.seccomp_load(context))
+    rule(FAIL | errno.ENOSYS, "clone3")
+    with open(os.memfd_create("filter"), "w+b") as file:  # made once, loaded by each child
+        must(lib.seccomp_export_bpf(context, file.fileno()))
+        file.seek(0)
+        code = ctypes.create_string_buffer(file.read())
+    header = struct.pack("HxxxxxxQ", len(code) // 8, ctypes.addressof(code))
+    # PR_SET_SECCOMP, SECCOMP_MODE_FILTER; the header points into `code`
+    return lambda code=code: must(libc.prctl(22, 2, header, 0, 0))
 
 
 def lock(restrictions: list[Callable], cpu_seconds: int) -> None:
@@ -697,9 +709,68 @@ def call(space: dict, item: str | list) -> object:
 
 # -- the fork server ------------------------------------------------------------------------------
 
+# Of the library's folders: what no program asks for, or no child could use.
+SKIPPED = set("test tests idlelib lib2to3 turtledemo tkinter distutils pydoc_data".split())
+# Shared objects that are not loaded (names begin so), since each makes every fork dearer.
+NOT_LOADED = tuple(
+    """_asyncio _codecs _crypt _ctypes_t _curses _dbm _gdbm _lsprof _multib _multip _posixsh _ssl
+    _test _tkinter _xx audioop nis ossaudio readline spwd syslog termios xx""".split()
+)
 # Imported once here, so that no child pays for them.
 PRELOADED = """bisect cmath collections copy dataclasses datetime decimal fractions functools
 hashlib heapq itertools queue statistics string textwrap zlib""".split()
+
+
+class Library(importlib.abc.InspectLoader):
+    """Imports the standard library from memory, without site-packages: a child opens no file."""
+
+    def __init__(self):
+        self.places = {}  # module: (is it a package, start and end of its source in self.text)
+        root = Path(os.__file__).parent
+        with open(os.memfd_create("library"), "w+b") as text:
+            for folder, subfolders, files in os.walk(root):
+                subfolders[:] = [s for s in subfolders if s.isidentifier() and s not in SKIPPED]
+                for file in files:
+                    if file.endswith(".py"):
+                        self.add(text, root, Path(folder, file))
+            text.flush()
+            # Private: no child can write for another; and no fork copies its pages' table.
+            self.text = mmap.mmap(text.fileno(), 0, mmap.MAP_PRIVATE, mmap.PROT_READ)
+
+    def add(self, text: typing.BinaryIO, root: Path, path: Path) -> None:
+        """Append a module's source."""
+        parts = path.relative_to(root).with_suffix("").parts
+        is_package = parts[-1] == "__init__"
+        name = ".".join(parts[:-1] if is_package else parts)
+        start = text.tell()
+        self.places[name] = is_package, start, start + text.write(path.read_bytes())
+
+    def find_spec(self, name: str, path: object = None, target: object = None):
+        """What the import system asks for."""
+        if name in self.places:
+            return importlib.util.spec_from_loader(name, self)
+
+    def is_package(self, name: str) -> bool:
+        """Part of InspectLoader."""
+        return self.places[name][0]
+
+    def get_source(self, name: str) -> str:
+        """Part of InspectLoader, which compiles it."""
+        _, start, end = self.places[name]
+        return importlib.util.decode_source(self.text[start:end])
+
+
+def preload() -> None:
+    """Import what children often need, and what lies in shared objects; the rest from memory."""
+    names = list(PRELOADED)
+    for folder in filter(os.path.isdir, sys.path):
+        objects = [file for file in os.listdir(folder) if file.endswith(".so")]
+        names += [file.partition(".")[0] for file in objects]
+    for name in names:
+        if not name.startswith(NOT_LOADED):
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+    sys.meta_path[-1] = Library()  # in the place of the finder that reads files
 
 
 def states(pid: int) -> str:
@@ -780,8 +851,7 @@ def main() -> None:
     if "--unsafe" in sys.argv:
         missing = []
     control.send("; ".join(missing).encode() or b"ready")
-    for name in PRELOADED:
-        importlib.import_module(name)
+    preload()
     threading.stack_size(THREAD_STACK)
     sys.set_int_max_str_digits(0)
     sys.argv, builtins.exit, builtins.quit = ["program.py"], sys.exit, sys.exit  # -S lacks them
