@@ -355,3 +355,16 @@ def test_reading_outputs_and_responses_is_linear(unit, end):
     assert sandbox.decode(text.encode()) != 1.5
     extract_program(text), extract_program("```\n" + text)
     assert time.process_time() - start < 1
+
+
+def test_given_faults():
+    """../shared/faults/programs: each decided as it says, in the time that it says."""
+    cases = [json.loads(path.read_text()) for path in sorted((DATA.parent / "faults" / "programs").glob("*.json"))]
+    if not cases:
+        pytest.skip("no ../shared/faults/programs")
+    for case in cases:
+        outputs = [[t["output"]] if "fn_name" in case else t["output"] for t in case["tests"]]
+        tests = {"inputs": [t["input"] for t in case["tests"]], "outputs": outputs}
+        start = time.monotonic()
+        assert run_unit_tests(case["code"], tests, case.get("fn_name")) == (case["expect"] == "pass"), case["name"]
+        assert time.monotonic() - start < case.get("max_seconds", 60), case["name"]
