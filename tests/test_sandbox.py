@@ -2,6 +2,7 @@
 
 Each test runs what training runs: run_unit_tests and grade_programs, which start sandbox.py afresh.
 """
+
 import gc
 import gzip
 import json
@@ -14,9 +15,9 @@ import subprocess
 import sys
 import time
 
+import programs
 import pytest
 
-import programs
 import sandbox
 from sandbox import SandboxError, assert_tests, extract_program, grade_programs, run_unit_tests
 
@@ -24,7 +25,9 @@ HERE = pathlib.Path(__file__).resolve().parent
 DATA = HERE.parent.parent / "shared" / "data"
 ONE = {"inputs": ["1"], "outputs": ["1"]}
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="model-written programs run on Linux only")
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="model-written programs run on Linux only"
+)
 
 
 def rows(name):
@@ -80,8 +83,12 @@ def corpus(tmp_path_factory):
         decided = programs.decide(sum(lists.values(), []), str(folder), server.getsockname()[1])
         below = {pid for s in servers() for pid in processes(s.process.pid)}
         stop_servers()
-        left = {"descriptors": descriptors() - before[0], "processes": set(processes(os.getpid())) - before[1], "children": below,
-                "files": {p.name: (p.read_text(), p.stat().st_mode & 0o777) for p in folder.iterdir()}}
+        left = {
+            "descriptors": descriptors() - before[0],
+            "processes": set(processes(os.getpid())) - before[1],
+            "children": below,
+            "files": {p.name: (p.read_text(), p.stat().st_mode & 0o777) for p in folder.iterdir()},
+        }
         try:
             left["connection"] = server.accept()
         except BlockingIOError:
@@ -108,10 +115,19 @@ def test_nothing_left_behind(corpus):
 @pytest.mark.skipif(os.getuid() != 0, reason="needs root to become another user")
 def test_corpus_as_unprivileged_user():
     root = pathlib.Path(sandbox.__file__).parent
-    check = ["-B", "-c", f"import sys; assert sys.version_info >= (3, 11); open({str(root / 'sandbox.py')!r})"]
+    check = [
+        "-B",
+        "-c",
+        f"import sys; assert sys.version_info >= (3, 11); open({str(root / 'sandbox.py')!r})",
+    ]
     for python in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
         try:
-            if subprocess.run([python, *check], user=65534, group=65534, extra_groups=[], cwd="/").returncode == 0:
+            if (
+                subprocess.run(
+                    [python, *check], user=65534, group=65534, extra_groups=[], cwd="/"
+                ).returncode
+                == 0
+            ):
                 break
         except OSError:
             continue
@@ -123,8 +139,16 @@ def test_corpus_as_unprivileged_user():
     assert (done.stdout, done.returncode) == (f"decided {count} as user 65534\n", 0), done.stderr
 
 
-@pytest.mark.parametrize("code", ["open('{dir}/secret').read()", "open('{dir}/new', 'w')", "import os\nos.remove('{dir}/secret')",
-                                  "import socket\nsocket.create_server(('127.0.0.1', 0))", "import os\nif os.fork() == 0: os._exit(0)"])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "open('{dir}/secret').read()",
+        "open('{dir}/new', 'w')",
+        "import os\nos.remove('{dir}/secret')",
+        "import socket\nsocket.create_server(('127.0.0.1', 0))",
+        "import os\nif os.fork() == 0: os._exit(0)",
+    ],
+)
 def test_acts_are_possible_outside(tmp_path, code):
     """What the corpus expects to be denied is allowed to a plain process here: the denial is the sandbox's."""
     (tmp_path / "secret").write_text("s")
@@ -136,6 +160,7 @@ def test_acts_are_possible_outside(tmp_path, code):
 
 # -- fail closed
 
+
 def weaker(tmp_path, monkeypatch, old, new):
     """Makes the grader start a sandbox.py in which `old` is `new`."""
     source = pathlib.Path(sandbox.__file__).with_name("sandbox.py").read_text()
@@ -145,14 +170,25 @@ def weaker(tmp_path, monkeypatch, old, new):
     stop_servers()
 
 
-@pytest.mark.parametrize("old, new, named", [
-    ("libseccomp.so.2\")", "libnothere.so.2\")", "apt-get install libseccomp2"),
-    ("libc.syscall(444, None", "libc.syscall(100000, None", "Linux 5.13 or later"),
-    ("lambda: must(libc.syscall(446, ruleset, 0, 0, 0))", "lambda: None", "open to them: open;"),
-    ("lambda code=code: must(libc.prctl(22, 2, header, 0, 0))", "lambda: None", "open to them: fork, socket;"),
-    ("status = exit_status(job)", "pass", "the probe failed"),
-    ("    control = socket.socket(", "    sys.exit(", "did not start"),
-])
+@pytest.mark.parametrize(
+    "old, new, named",
+    [
+        ('libseccomp.so.2")', 'libnothere.so.2")', "apt-get install libseccomp2"),
+        ("libc.syscall(444, None", "libc.syscall(100000, None", "Linux 5.13 or later"),
+        (
+            "lambda: must(libc.syscall(446, ruleset, 0, 0, 0))",
+            "lambda: None",
+            "open to them: open;",
+        ),
+        (
+            "lambda code=code: must(libc.prctl(22, 2, header, 0, 0))",
+            "lambda: None",
+            "open to them: fork, socket;",
+        ),
+        ("status = exit_status(job)", "pass", "the probe failed"),
+        ("    control = socket.socket(", "    sys.exit(", "did not start"),
+    ],
+)
 def test_fails_closed(tmp_path, monkeypatch, old, new, named):
     weaker(tmp_path, monkeypatch, old, new)
     with pytest.raises(SandboxError, match=named) as error:
@@ -161,7 +197,7 @@ def test_fails_closed(tmp_path, monkeypatch, old, new, named):
 
 
 def test_unsafe_accepts_less(tmp_path, monkeypatch):
-    weaker(tmp_path, monkeypatch, "libseccomp.so.2\")", "libnothere.so.2\")")
+    weaker(tmp_path, monkeypatch, 'libseccomp.so.2")', 'libnothere.so.2")')
     program = "import os\nif os.fork() == 0:\n    os._exit(0)\nprint(input())"
     assert run_unit_tests(program, ONE, unsafe=True)
     with pytest.raises(SandboxError):
@@ -178,17 +214,26 @@ def test_other_systems_are_refused(monkeypatch):
 
 # -- the fork server
 
+
 def test_expected_outputs_stay_here(monkeypatch):
     sent = []
     run = sandbox.ForkServer.run
-    monkeypatch.setattr(sandbox.ForkServer, "run", lambda self, *a, **k: sent.append(repr((a, k))) or run(self, *a, **k))
+    monkeypatch.setattr(
+        sandbox.ForkServer,
+        "run",
+        lambda self, *a, **k: sent.append(repr((a, k))) or run(self, *a, **k),
+    )
     asserts = assert_tests("assert f(1) == 'needle1'\nassert set(f(2)) == set('needle2')")
     literal = assert_tests("assert f(1) == 'needle3'")
     assert run_unit_tests("def f(x): return 'needle' + str(x)", asserts)
     assert run_unit_tests("def f(x): return 'needle3'[:7 * x]", literal)
     assert run_unit_tests("print('needle' + input())", {"inputs": ["4"], "outputs": ["needle4"]})
-    assert run_unit_tests("def f(x): return ['needle', x]", {"inputs": [[5]], "outputs": [[["needle", 5]]]}, "f")
-    programs_sent = [s for s in sent if "def stub" not in s and "os.fork" not in s]  # the data set's own test code runs alone
+    assert run_unit_tests(
+        "def f(x): return ['needle', x]", {"inputs": [[5]], "outputs": [[["needle", 5]]]}, "f"
+    )
+    programs_sent = [
+        s for s in sent if "def stub" not in s and "os.fork" not in s
+    ]  # the data set's own test code runs alone
     assert not any(f"needle{i}" in s for i in (1, 2, 4) for s in programs_sent)
 
 
@@ -201,8 +246,11 @@ def test_server_killed_from_outside():
 
 def test_all_end_with_the_trainer():
     """kill -9 of the grading process takes its fork server and the program that runs with it."""
-    code = ("import sys\nsys.path[:0] = %r\nimport sandbox\n"
-            "sandbox.run_unit_tests('import time\\nprint(1)\\ntime.sleep(60)', {'inputs': [''], 'outputs': ['1']})" % [sys.path])
+    code = (
+        "import sys\nsys.path[:0] = %r\nimport sandbox\n"
+        "sandbox.run_unit_tests('import time\\nprint(1)\\ntime.sleep(60)', {'inputs': [''], 'outputs': ['1']})"
+        % [sys.path]
+    )
     trainer = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 20
     while len(below := processes(trainer.pid)) < 2 and time.monotonic() < deadline:
@@ -259,8 +307,10 @@ def test_no_way_to_the_server_from_a_process_with_many_files():
     """A socket to the server with a high number is still out of the program's reach."""
     stop_servers()
     held = [open(os.devnull) for _ in range(400)]
-    program = ("import os\nfor fd in range(4, 1024):\n    try: os.write(fd, b'0')\n    except OSError: continue\n    break\n"
-               "else: os._exit(1)\nprint(1)")
+    program = (
+        "import os\nfor fd in range(4, 1024):\n    try: os.write(fd, b'0')\n    except OSError: continue\n    break\n"
+        "else: os._exit(1)\nprint(1)"
+    )
     assert not run_unit_tests(program, ONE)
     assert [run_unit_tests("print(input())", ONE), len(held)] == [True, 400]
     stop_servers()
@@ -276,23 +326,47 @@ def test_each_program_meets_its_own_tests():
 
 # -- asserts
 
-@pytest.mark.parametrize("source, program, verdict", [
-    ("assert f(2) == (1, 2)", "def f(n): return (1, n)", True),
-    ("assert f(2) == (1, 2)", "def f(n): return [1, n]", False),
-    ("assert f(2) == {1: {2 + 1j}}", "def f(n): return {1: {n + 1j}}", True),
-    ("assert set(f(2)) == {1, 2}", "def f(n): return [2, 1, n]", True),
-    ("assert abs(f(3) - 1.5) < 1e-6", "def f(n): return n / 2", True),
-    ("assert abs(f(3) - 1.5) < 1e-6", "def f(n): return n", False),
-    ("assert abs(f(3) - 1.5) < 1e-6", "import builtins\nbuiltins.abs = lambda x: 0\ndef f(n): return n", False),
-    ("assert f(1) is True\nassert not f(0)", "def f(n): return bool(n)", True),
-    ("assert f(2) is True\nassert not f(3)\nassert f(2) is True", "n = 0\ndef f(x):\n    global n\n    n += x\n    return n % 2 == 0", False),
-    ("assert 0 < f(1) < 2\nassert 0 < f(2) < 2", "import random\ndef f(x): return random.random() + .5", True),
-    ("assert f(1) < 2\nassert f(2) < 3", "import atexit, os\natexit.register(os._exit, 1)\ndef f(x): return x", False),
-    ("for i in range(3):\n    assert f(i) == i * i", "def f(n): return n * n", True),
-    ("assert f(1) < 2", "class A:\n    def __lt__(self, o): return True\ndef f(n): return A()", False),
-    ("assert f(1) < 2", "import sys\ndef f(n):\n    print('passed')\n    sys.exit(0)", False),
-    ("assert f(1) < 2", "import os\nos.write(3, b'\"\\'\"\\n')\ndef f(n): os._exit(0)", False),
-])
+
+@pytest.mark.parametrize(
+    "source, program, verdict",
+    [
+        ("assert f(2) == (1, 2)", "def f(n): return (1, n)", True),
+        ("assert f(2) == (1, 2)", "def f(n): return [1, n]", False),
+        ("assert f(2) == {1: {2 + 1j}}", "def f(n): return {1: {n + 1j}}", True),
+        ("assert set(f(2)) == {1, 2}", "def f(n): return [2, 1, n]", True),
+        ("assert abs(f(3) - 1.5) < 1e-6", "def f(n): return n / 2", True),
+        ("assert abs(f(3) - 1.5) < 1e-6", "def f(n): return n", False),
+        (
+            "assert abs(f(3) - 1.5) < 1e-6",
+            "import builtins\nbuiltins.abs = lambda x: 0\ndef f(n): return n",
+            False,
+        ),
+        ("assert f(1) is True\nassert not f(0)", "def f(n): return bool(n)", True),
+        (
+            "assert f(2) is True\nassert not f(3)\nassert f(2) is True",
+            "n = 0\ndef f(x):\n    global n\n    n += x\n    return n % 2 == 0",
+            False,
+        ),
+        (
+            "assert 0 < f(1) < 2\nassert 0 < f(2) < 2",
+            "import random\ndef f(x): return random.random() + .5",
+            True,
+        ),
+        (
+            "assert f(1) < 2\nassert f(2) < 3",
+            "import atexit, os\natexit.register(os._exit, 1)\ndef f(x): return x",
+            False,
+        ),
+        ("for i in range(3):\n    assert f(i) == i * i", "def f(n): return n * n", True),
+        (
+            "assert f(1) < 2",
+            "class A:\n    def __lt__(self, o): return True\ndef f(n): return A()",
+            False,
+        ),
+        ("assert f(1) < 2", "import sys\ndef f(n):\n    print('passed')\n    sys.exit(0)", False),
+        ("assert f(1) < 2", "import os\nos.write(3, b'\"\\'\"\\n')\ndef f(n): os._exit(0)", False),
+    ],
+)
 def test_asserts(source, program, verdict):
     assert run_unit_tests(program, assert_tests(source)) == verdict
 
@@ -302,7 +376,11 @@ def test_mbpp_references_pass():
     tests = [assert_tests("\n".join(r["test_list"]), setup=r["test_setup_code"]) for r in data]
     assert [r["task_id"] for r, t in zip(data, tests) if "replay" in t] == [596, 912]
     verdicts = grade_programs([r["code"] for r in data], tests)
-    assert {r["task_id"] for r, v in zip(data, verdicts) if not v} <= {123, 367, 927}  # 123 takes 3 to 4 s of CPU, and 4 are allowed
+    assert {r["task_id"] for r, v in zip(data, verdicts) if not v} <= {
+        123,
+        367,
+        927,
+    }  # 123 takes 3 to 4 s of CPU, and 4 are allowed
 
 
 def test_humaneval_references_pass():
@@ -316,15 +394,27 @@ def test_humaneval_references_pass():
 
 def test_apps_outputs_of_functions_are_wrapped_or_not_as_a_whole():
     """What unwrapping rests on: every Codewars row but one wraps all its outputs; no row means one-item lists by them."""
-    data = [(r, json.loads(r["input_output"])) for name in ("train", "test") for r in rows(f"apps/{name}.jsonl")]
+    data = [
+        (r, json.loads(r["input_output"]))
+        for name in ("train", "test")
+        for r in rows(f"apps/{name}.jsonl")
+    ]
     functions = [(r, io["outputs"]) for r, io in data if "fn_name" in io]
-    whole = [r["problem_id"] for r, outputs in functions if not all(isinstance(o, list) and len(o) == 1 for o in outputs)]
+    whole = [
+        r["problem_id"]
+        for r, outputs in functions
+        if not all(isinstance(o, list) and len(o) == 1 for o in outputs)
+    ]
     assert (len(functions), sorted(whole)) == (460, [2303, 2404, 2467, 2747, 4077])
 
 
 def test_apps_solutions_pass():
     data = [r for r in rows("apps/train.jsonl") if r["solutions"]]
-    pairs = [(r["problem_id"], s, json.loads(r["input_output"])) for r in data for s in json.loads(r["solutions"])[:12]]
+    pairs = [
+        (r["problem_id"], s, json.loads(r["input_output"]))
+        for r in data
+        for s in json.loads(r["solutions"])[:12]
+    ]
     verdicts = grade_programs([s for _, s, _ in pairs], [t for _, _, t in pairs])
     failed = [i for (i, _, _), v in zip(pairs, verdicts) if not v]
     assert failed == [2287] * 3  # that problem accepts several answers
@@ -332,21 +422,44 @@ def test_apps_solutions_pass():
     assert not any(grade_programs([s for i, s, t in pairs], shifted))
 
 
-@pytest.mark.parametrize("text, program", [
-    ("print(1)", "print(1)"),
-    ("", None),
-    ("```\n```", None),
-    ("Draft:\n```\nx\n```\nThen\n```python\nprint('``')\n```\nDone.", "print('``')"),
-    ("```py\nprint(1)", "print(1)"),
-    ("def f(x):\n  return x\n```", "def f(x):\n  return x"),
-    ("print(1)\n```\n", "print(1)"),
-    ("x = '```'", "x = '```'"),
-])
+@pytest.mark.parametrize(
+    "text, program",
+    [
+        ("print(1)", "print(1)"),
+        ("", None),
+        ("```\n```", None),
+        ("Draft:\n```\nx\n```\nThen\n```python\nprint('``')\n```\nDone.", "print('``')"),
+        ("```py\nprint(1)", "print(1)"),
+        ("def f(x):\n  return x\n```", "def f(x):\n  return x"),
+        ("print(1)\n```\n", "print(1)"),
+        ("x = '```'", "x = '```'"),
+    ],
+)
 def test_extract(text, program):
     assert extract_program(text) == program
 
 
-@pytest.mark.parametrize("unit", ["1", "1.", ".1", "1e", "-", "1e+", "0x", "1_", "\t1", "1 ", "1\n", "```", "```\n", "` ", " \n", "\n```"])
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "1",
+        "1.",
+        ".1",
+        "1e",
+        "-",
+        "1e+",
+        "0x",
+        "1_",
+        "\t1",
+        "1 ",
+        "1\n",
+        "```",
+        "```\n",
+        "` ",
+        " \n",
+        "\n```",
+    ],
+)
 @pytest.mark.parametrize("end", ["x", "", ".", "e"])
 def test_reading_outputs_and_responses_is_linear(unit, end):
     text = unit * (60_000 // len(unit)) + end
@@ -359,12 +472,17 @@ def test_reading_outputs_and_responses_is_linear(unit, end):
 
 def test_given_faults():
     """../shared/faults/programs: each decided as it says, in the time that it says."""
-    cases = [json.loads(path.read_text()) for path in sorted((DATA.parent / "faults" / "programs").glob("*.json"))]
+    cases = [
+        json.loads(path.read_text())
+        for path in sorted((DATA.parent / "faults" / "programs").glob("*.json"))
+    ]
     if not cases:
         pytest.skip("no ../shared/faults/programs")
     for case in cases:
         outputs = [[t["output"]] if "fn_name" in case else t["output"] for t in case["tests"]]
         tests = {"inputs": [t["input"] for t in case["tests"]], "outputs": outputs}
         start = time.monotonic()
-        assert run_unit_tests(case["code"], tests, case.get("fn_name")) == (case["expect"] == "pass"), case["name"]
+        assert run_unit_tests(case["code"], tests, case.get("fn_name")) == (
+            case["expect"] == "pass"
+        ), case["name"]
         assert time.monotonic() - start < case.get("max_seconds", 60), case["name"]
