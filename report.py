@@ -19,6 +19,7 @@ import json
 import os
 import re
 import zlib
+from collections import Counter
 from html import escape
 from math import isfinite
 from pathlib import Path
@@ -314,12 +315,12 @@ def reversal(rows: Sequence[dict]) -> Iterator[str]:
     for key, name in (("pass@K", "pass@K"), ("distinct", "distinct equations")):
         before, after, sign = changed.get(key, (0, 0, 0))
         if sign < 0:
-            fell.append(f"{name} fell {before:.3g} -> {after:.3g}")
+            fell.append(f"{spelled(name, rows[0])} fell {before:.3g} -> {after:.3g}")
     if fell and changed["pass@1"][2] > 0:
         before, after, _ = changed["pass@1"]
         yield (
             f"reversal: from iteration {rows[0]['iter']} to {rows[-1]['iter']} pass@1 rose "
-            f"{before:.1f} -> {after:.1f} while {' and '.join(fell)}, each by more than 2 errors"
+            f"{before:.1f} -> {after:.1f} while {' and '.join(fell)}, each beyond noise"
         )
 
 
@@ -466,7 +467,7 @@ COLOURS = """#2f7fc1 #e0722c #3a9a5b #c24f93 #8a6fd1 #a8862b #2aa3a3 #d2514f #7d
 
 # name: title, keys of metrics.jsonl (* is every K), what to see and where in the paper
 PLOTS = {
-    "pass1": ("Greedy pass@1, %", "pass@1", "Where it ends higher it taught itself. Fig. 1."),
+    "pass1": ("Greedy pass@1, %", "pass@1", "What rises above its start taught itself. Fig. 1."),
     "distinct": ("Distinct equations, share", "distinct", "Low: it repeats itself. Fig. 2, right."),
     "passk": ("Pass@K, %", "pass@*", "Right at least once in K tries. Figs. 3, 5."),
     "passks": ("Pass@K-S, %", "pass@*-S", "Right at least S times in K tries. Figs. 3, 5."),
@@ -493,9 +494,10 @@ PLOTS = {
         "is the last; calibration error. Sec. 2.3.",
     ),
     "ranked": (
-        "Ranking by the PRM alone, %",
-        "prm@K-S|reward@K-S",
-        "The distance is what the known answer does for the ranking. Figs. 3, 6.",
+        "prm@K-S, %",
+        "prm@K-S",
+        "Are the S best of K by the PRM alone right? The distance to Reward@K-S is what the gold "
+        "answer does for the ranking. Figs. 3, 6.",
     ),
 }
 
@@ -564,8 +566,7 @@ def figure(out: Path, name: str, title: str, see: str, paint: Callable) -> str:
 
 def curve_figures(out: Path, values: pd.DataFrame) -> list[str]:
     """The figures of PLOTS, a colour a curve; what an earlier figure shows is not drawn again."""
-    looks = itertools.cycle(itertools.product(["-", "--", ":"], COLOURS))
-    group_looks = dict(zip(values["group"].unique(), looks))
+    colour = dict(zip(values["group"].unique(), itertools.cycle(COLOURS)))
     figures, drawn = [], {}
     for name, title, see, mean, error in panels(values):
         content = mean.to_csv(header=False)
@@ -573,10 +574,9 @@ def curve_figures(out: Path, values: pd.DataFrame) -> list[str]:
             figures.append(f"<p>{escape(title)}: the same curves as in {drawn[content]}.</p>")
             continue
         drawn[content] = escape(title)
-        default = zip(itertools.repeat("-"), COLOURS)
-        style, colours = zip(*[group_looks.get(label) or next(default) for label in mean])
-        look = {"yerr": error, "style": style, "color": colours}
-        paint = functools.partial(mean.plot, **look, **over_iterations(mean, title))
+        colours = [colour.get(label, COLOURS[i]) for i, label in enumerate(mean)]
+        look = {"yerr": error, "color": colours, **over_iterations(mean, title)}
+        paint = functools.partial(mean.plot, **look)
         figures.append(figure(out, name, title, see, paint))
     return figures
 
@@ -630,8 +630,10 @@ def time_figure(out: Path, runs: Sequence[Run]) -> list[str]:
 
     phases = table.sum().sort_values(ascending=False)
     shares = ", ".join(f"{phase} {x / phases.sum():.0%}" for phase, x in phases.items())
-    see = f"{phases.sum() / len(by_seed(runs)):,.0f} seconds a run: {shares}. Iteration 0 is the start "
-    see += "(base model, SFT, PRM); balance is what B-STaR adds to other methods. Sec. 3.3."
+    see = (
+        f"{phases.sum() / len(by_seed(runs)):,.0f} seconds a run: {shares}. Iteration 0 is the "
+        "start (base model, SFT, PRM); balance is what B-STaR adds to other methods. Sec. 3.3."
+    )
     return [figure(out, "time", "Where the time went", see, paint)]
 
 
@@ -653,7 +655,7 @@ def surface_figures(out: Path, name: str, ledger: Sequence[dict]) -> list[str]:
 
 def draw_surface(ax, d: dict) -> None:
     """qe(T, tau) as a map; coordinates are places in the grids."""
-    image = ax.imshow(np.transpose(d["surface"]), aspect="auto", origin="lower")
+    image = ax.imshow(np.transpose(d["surface"]), aspect="auto", origin="lower", cmap="Blues")
     ax.figure.colorbar(image, ax=ax, label="mean query effect")
     for point in d["tied"]:
         ax.plot(*place_of(d, *point), "o", color="white", markeredgecolor="black", markersize=3.5)
@@ -701,10 +703,11 @@ h3{{font-size:1rem;margin:0}}.alarm{{background:var(--warn);padding:.4rem .7rem}
 figure{{margin:0;min-width:0}}figcaption{{font-size:.87rem;color:var(--soft)}}img{{width:100%}}
 pre{{white-space:pre-wrap;margin:.3rem 0;max-height:20rem;overflow:auto}}
 .wide{{overflow-x:auto}}summary{{cursor:pointer;font-weight:600}}
-table{{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}}
+table{{border-collapse:collapse;margin:.6rem 0;font-size:.85rem;font-variant-numeric:tabular-nums}}
 th,td{{padding:.15rem .55rem;text-align:right;border-bottom:1px solid var(--line)}}
 th,td{{white-space:nowrap}}
-th:first-child,td:first-child{{text-align:left;white-space:normal;min-width:6.5rem}}
+th:first-child,td:first-child{{text-align:left}}
+@media(max-width:40rem){{td:first-child{{white-space:normal;min-width:6.5rem}}}}
 @media(prefers-color-scheme:dark){{
 :root{{--soft:#9aa5b1;--line:#343b43;--warn:#3a2f14;--paper:#141414}}
 img{{filter:invert(.92) hue-rotate(180deg)}}}}</style></head>
@@ -733,8 +736,11 @@ def report(runs: Sequence[Run], out: Path) -> Path:
     return write_page(out / "report.html", title, parts)
 
 
+MAIN_SETTINGS = "task model method reward num_iters queries_per_iter K steps_per_iter".split()
+
+
 def verdict(label: str, runs: Sequence[Run]) -> str:
-    """In words: what rose and fell beyond noise in all seeds, T and tau of the pools, alarms."""
+    """In words: what rose and fell beyond noise in all seeds, T and tau, alarms, main settings."""
     values = all_numbers(runs)
     sentences = {"Rose": [], "Fell": [], "Not clearly changed": []}
     per_run = [changes(run.rows) for run in runs]
@@ -743,12 +749,15 @@ def verdict(label: str, runs: Sequence[Run]) -> str:
         before, after, sign = np.mean(seen, axis=0)
         word = {1: "Rose", -1: "Fell"}.get(sign, "Not clearly changed")
         sentences[word].append(f"{spelled(key, runs[0].rows[0])} {before:.3g} → {after:.3g}")
-    for key, name in (("temperature", "T of the pools"), ("tau", "tau")):
+    for key, name in (("temperature", "T of the pools"), ("tau", "tau of the pools")):
         chosen = values.get(key, values["iter"][:0]).dropna()
         sentences[name] = [f"{x:g}" for x in (chosen if len(runs) == 1 else sorted(set(chosen)))]
+    kinds = Counter()
     for run in runs:
-        kinds = {line.split(":")[0] for line in alarms(run.rows, run.ledger)} - {"ties"}
-        sentences.setdefault("Alarms", []).extend(sorted(kinds))
+        kinds.update({line.split(":")[0] for line in alarms(run.rows, run.ledger)} - {"ties"})
+    sentences["Alarms"] = [f"{kind} in {n} of {len(runs)}" for kind, n in sorted(kinds.items())]
+    config = runs[0].config
+    sentences["Settings"] = [f"{key} {config[key]}" for key in MAIN_SETTINGS if config.get(key)]
     texts = [f"{word}: {', '.join(parts)}." for word, parts in sentences.items() if parts]
     return f"<p><b>{escape(label)}</b><br>{'<br>'.join(map(escape, texts))}</p>"
 
@@ -759,24 +768,15 @@ def warnings(run: Run) -> list[str]:
     return [f'<p class="alarm">{escape(line)}</p>' for line in lines]
 
 
-MAIN_SETTINGS = "task model method reward num_iters queries_per_iter K steps_per_iter".split()
-
-
 def settings_html(runs: Sequence[Run]) -> list[str]:
-    """The settings: of one run the main ones, of several those that differ; then all, to unfold."""
+    """The settings in which groups differ, and all of them, to unfold."""
     import pandas as pd
 
-    if not runs:
-        return []
     configs = {label: group[0].config for label, group in by_seed(runs).items()}
     every = pd.DataFrame(configs).astype(str)
-    shown = every[every.nunique(axis=1) > 1]
-    if len(configs) == 1:
-        shown = every[every.index.isin(MAIN_SETTINGS)]
-    return [
-        frame_html(shown),
-        f"<details><summary>All settings</summary>{frame_html(every)}</details>",
-    ]
+    differing = every[every.nunique(axis=1) > 1]
+    everything = f"<details><summary>All settings</summary>{frame_html(every)}</details>"
+    return [everything] if differing.empty else [frame_html(differing), everything]
 
 
 def frame_html(frame: pd.DataFrame) -> str:

@@ -26,7 +26,7 @@ BINS = {"score": [None, 0.5, 0.9], "correct": [None, 0.4, 0.95], "n": [0, 7, 9]}
 def make_run(folder, seed=0, method="bstar", passes=(30.0, 41.5, 50.25), prm=False, **config):
     """A run's folder as bstar.py leaves it, with numbers drawn afresh; passes are its pass@1."""
     (folder / "samples").mkdir(parents=True)
-    config = {"task": "stories", "method": method, "reward": "answer", **config, "seed": seed}
+    config = {"task": "toy", "method": method, "reward": "answer", **config, "seed": seed}
     (folder / "config.json").write_text(json.dumps(config))
     rows, ledger, times = [], [], []
     for t, greedy in enumerate(passes):
@@ -133,6 +133,8 @@ def row(t, one, many, distinct=0.5, **more):
 def test_reversal_is_a_rise_with_a_fall_both_beyond_noise(after, fires):
     assert kinds([row(0, 30.0, 96.0), after]) == ["reversal"] * fires
     assert kinds([after]) == kinds([]) == []
+    for line in report.alarms([row(0, 30.0, 96.0), row(1, 45.0, 80.0)], []):
+        assert "pass@1 rose 30.0 -> 45.0 while pass@32 fell 96 -> 80" in line
 
 
 def test_noise_alone_rarely_alarms():
@@ -271,10 +273,11 @@ def test_replay_without_its_samples_is_one_line(tmp_path, name, content, part):
         ("ledger.jsonl", lambda lines: [*lines, '{"qe": 3}', '{"it'], "2 of 4 lines are torn"),
     ],
 )
-def test_a_lost_line_is_told_in_one_line(tmp_path, capsys, name, change, part):
+def test_a_lost_line_is_told_in_one_line(tmp_path, capsys, monkeypatch, name, change, part):
     path = make_run(tmp_path / "run") / name
     assert report.read_run(tmp_path / "run").lost == []
     path.write_text("\n".join(change(path.read_text().splitlines())))
+    monkeypatch.setattr(report, "figure", lambda *args: "")
     report.main([str(tmp_path / "run")])
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith(str(path))]
     assert part in line and html.escape(line) in (tmp_path / "run" / "report.html").read_text()
@@ -282,7 +285,7 @@ def test_a_lost_line_is_told_in_one_line(tmp_path, capsys, name, change, part):
     assert kinds(foreign, foreign) == []
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[1]", "{}", '{"task": "stories", "seed": 1}'])
+@pytest.mark.parametrize("content", [None, "", "{", "[1]", "{}", '{"task": "toy", "seed": 1}'])
 def test_a_foreign_folder_is_one_line_and_exit_code_2(tmp_path, content):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
@@ -412,18 +415,13 @@ def test_no_figure_comes_twice(tmp_path):
     assert "Reward@K-S, %: the same curves as in Pass@K-S, %" in page
 
 
-def test_more_groups_than_colours_still_look_different(tmp_path):
-    looks = []
-
-    def keep(out, name, title, see, paint):
-        looks.append(list(zip(paint.keywords["style"], paint.keywords["color"])))
-
-    values = pd.DataFrame({"group": [f"g{i}" for i in range(30)], "pass@1": 1.0, "iter": 0})
-    values = values.assign(method="bstar", eval_samples=8, S=2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "figure", keep)
-        report.curve_figures(tmp_path, values)
-    assert len(set(looks[0])) == 30
+def test_the_time_counts_base_sft_and_prm(tmp_path):
+    path = make_run(tmp_path / "run")
+    start = [{"iter": 0, "phase": phase, "seconds": 1000.0} for phase in ("base", "sft", "prm")]
+    (path / "times.jsonl").write_text("\n".join(map(json.dumps, [*start, {"iter": 1}])))
+    (path / "figures").mkdir()
+    [figure] = report.time_figure(path, [report.read_run(path)])
+    assert "3,000 seconds a run: base 33%, sft 33%, prm 33%" in figure
 
 
 def test_the_page_begins_with_a_verdict_in_words_and_the_settings(tmp_path):
@@ -437,16 +435,20 @@ def test_the_page_begins_with_a_verdict_in_words_and_the_settings(tmp_path):
     rose, fell = begin.index("Rose: pass@1 20 → 60"), begin.index("Fell: ")
     assert rose < fell < begin.index("distinct 0.9 → 0.1")
     [d] = report.read_run(path).ledger
-    assert f"T of the pools: {d['temperature']:g}." in begin and f"tau: {d['tau']:g}." in begin
-    assert re.search("Alarms: .*reversal", begin) and "reversal: from iteration 0" in begin
+    assert (
+        f"T of the pools: {d['temperature']:g}." in begin
+        and f"tau of the pools: {d['tau']:g}." in begin
+    )
+    assert (
+        re.search("Alarms: .*reversal in 1 of 1", begin) and "reversal: from iteration 0" in begin
+    )
     assert tables_of(begin)[0][0][2] == "pass@1"  # the first number of the first table
-    settings = dict(row for row in tables_of(begin)[1] if len(row) == 2)
-    assert settings["method"] == "bstar" and settings["task"] == "stories"
+    assert "Settings: task toy, method bstar, reward answer." in begin
 
 
 def test_the_page_of_several_runs_shows_the_settings_that_differ(tmp_path):
     paths = [make_run(tmp_path / f"k{K}", K=K, passes=(1.0,)) for K in (8, 16)]
-    report.main(list(map(str, paths)))
+    report.report(list(map(report.read_run, paths)), tmp_path)
     differing = tables_of((tmp_path / "report.html").read_text())[1]
     assert differing[1:] == [["K", "8", "16"]]
 
@@ -479,12 +481,3 @@ def test_three_responses_before_and_after(tmp_path, content):
         )
     [_, page] = report.samples_html(run)
     assert page.count("<pre>2+2?</pre>") == 3 and "<pre>&lt;a1&gt;</pre>" in page
-
-
-def test_the_time_counts_base_sft_and_prm(tmp_path):
-    path = make_run(tmp_path / "run")
-    start = [{"iter": 0, "phase": phase, "seconds": 1000.0} for phase in ("base", "sft", "prm")]
-    (path / "times.jsonl").write_text("\n".join(map(json.dumps, [*start, {"iter": 1}])))
-    report.main([str(path)])
-    page = (path / "report.html").read_text()
-    assert "3,000 seconds a run: base 33%, sft 33%, prm 33%" in page
