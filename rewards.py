@@ -7,7 +7,6 @@ A reward is one function in `REWARDS`. Whether the answer is right is for grader
 
 from __future__ import annotations
 
-import math
 import re
 import sys
 from bisect import bisect_left
@@ -54,12 +53,7 @@ def r_prm(steps: list[float]) -> float:
 
 
 def score(
-    queries: list[Query],
-    groups: list[list[Sample]],
-    task: str,
-    reward: str,
-    prm: PRM | None = None,
-    desc: str = "score",
+    queries: list[Query], groups: list[list[Sample]], task: str, reward: str, prm: PRM | None = None
 ) -> None:
     """Fills pred, correct, sound, steps, r_prm and reward of every sample   [Eq. 1, Sec. 2.3]
 
@@ -71,7 +65,7 @@ def score(
     for query, group in zip(queries, groups, strict=True):
         asked += [query] * len(group)
         responses += group
-    bar = progress(len(responses), desc)
+    bar = progress(len(responses), "score")
     for k in range(0, len(responses), 10_000):
         part = responses[k : k + 10_000]
         judge(asked[k : k + 10_000], part, task, reward, prm)
@@ -246,18 +240,6 @@ def two_signs(model, tokenizer, hidden):
     return torch.nn.functional.linear(hidden, model.get_output_embeddings().weight[signs])
 
 
-def token_classifier():
-    import transformers
-
-    return transformers.AutoModelForTokenClassification
-
-
-def causal_model():
-    import transformers
-
-    return transformers.AutoModelForCausalLM
-
-
 def qwen_model():
     """The layout of the released weights, so that no code from the hub has to run."""
     import torch
@@ -276,15 +258,15 @@ def qwen_model():
 
 
 class Format(NamedTuple):
-    model_class: Callable  # () -> what loads the weights
+    model: str  # a class of transformers, or qwen_model's
     encode: Callable  # (tokenizer, query, steps) -> ids (L,), places (steps,)
     head: Callable  # (model, tokenizer, hidden (steps, width)) -> logits (steps, 2)
 
 
 PRM_FORMATS = {
-    "own": Format(token_classifier, own_input, two_labels),
-    "shepherd": Format(causal_model, shepherd_input, two_signs),
-    "qwen": Format(qwen_model, qwen_input, two_labels),
+    "own": Format("AutoModelForTokenClassification", own_input, two_labels),
+    "shepherd": Format("AutoModelForCausalLM", shepherd_input, two_signs),
+    "qwen": Format("Qwen2ForProcessRewardModel", qwen_input, two_labels),
 }
 
 
@@ -306,9 +288,11 @@ class PRM:
         import transformers
 
         dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
-        maker = PRM_FORMATS[kind].model_class()
+        form = PRM_FORMATS[kind]
+        maker = getattr(transformers, form.model, None) or qwen_model()
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+            _, places = form.encode(tokenizer, "1 + 1 = ?", ["1 + 1 = 2", "# 2"])
             model, info = maker.from_pretrained(path, dtype=dtype, output_loading_info=True)
         except Exception as e:  # missing, torn, of an unknown kind: a dozen exception types
             raise UserError(f"--prm {path}: {hub_reason(e)}") from None
@@ -318,11 +302,10 @@ class PRM:
             known = ", ".join(PRM_FORMATS)
             reason = f"it has no two-label head of --prm-format {kind}; the formats are {known}"
             raise UserError(f"--prm {path}: {reason}")
-        prm = cls(model, tokenizer, kind, token_budget)
-        if len(prm.encode("1 + 1 = ?", ["1 + 1 = 2", "# 2"])[1]) != 2:
+        if len(places) != 2:
             reason = f"its tokenizer does not keep the tags of --prm-format {kind} apart"
             raise UserError(f"--prm {path}: {reason}, so steps would have no scores")
-        return prm
+        return cls(model, tokenizer, kind, token_budget)
 
     def encode(self, query: str, steps: list[str]) -> tuple[list[int], list[int]]:
         """ids (L,) of query and steps, and the place of each step's score."""
@@ -378,14 +361,11 @@ class PRM:
             places = []
             for k in which:
                 places.append(inputs[k][1][: bisect_left(inputs[k][1], self.limit)])
-            p = iter(self.logits(batch, places).softmax(-1)[:, 1].tolist())
+            p = self.logits(batch, places).softmax(-1)[:, 1]  # (steps of the batch,)
+            odd += int(p.isnan().sum())
+            values = iter(p.nan_to_num(0.0).tolist())
             for k, at in zip(which, places):
-                for j in range(len(at)):
-                    value = next(p)
-                    if math.isnan(value):
-                        odd += 1
-                    else:
-                        scores[k][j] = value
+                scores[k][: len(at)] = [next(values) for _ in at]
         if odd:
             print(f"PRM: {odd} step scores are not a number and count as 0", file=sys.stderr)
         return scores

@@ -149,19 +149,7 @@ def test_no_step_of_a_real_solution_ends_inside_a_formula(name):
     assert n_torn <= 10 and 3 < np.mean(counts) < 7
 
 
-PIECES = [
-    "\n",
-    " ",
-    " \n",
-    "\t",
-    ". A",
-    "$",
-    "$$",
-    "\\[",
-    "\\begin{a}",
-    "\\begin{a}\\begin{b}",
-    "[asy]",
-]
+PIECES = ["\n", " ", " \n", ". A", "$", "\\[", "\\begin{a}", "\\begin{a}\\begin{b}", "[asy]"]
 
 
 @pytest.mark.parametrize("end", ["", "x", "$$x$$"])
@@ -371,18 +359,6 @@ def test_what_cannot_be_read_is_not_vouched_for(own, capsys):
         prm.model.score.weight[:] = float("nan")
     assert prm.score([STORY], ["# 0 ; # 1"]) == [[0.0, 0.0]]
     assert "2 step scores are not a number" in capsys.readouterr().err
-
-
-def test_a_prm_need_not_share_the_policys_tokenizer(tmp_path):
-    """Text goes between them: a PRM of characters reads the toy's words."""
-    characters = sorted({"\n", *map(chr, range(32, 127))})
-    raw = Tokenizer(models.BPE({c: i for i, c in enumerate(characters)}, []))
-    transformers.PreTrainedTokenizerFast(tokenizer_object=raw).save_pretrained(tmp_path)
-    config = transformers.LlamaConfig(vocab_size=100, num_labels=2, **SHAPE)
-    transformers.LlamaForTokenClassification(config).save_pretrained(tmp_path)
-    queries, responses = stories(4)
-    scores = PRM.load(tmp_path).score(queries, responses)
-    assert [len(s) for s in scores] == [len(split_steps(r)) for r in responses]
 
 
 @pytest.mark.parametrize(
