@@ -49,9 +49,7 @@ class PRMConfig(Config):
     """The PRM's settings, beside those that it shares with the run   [App. A]"""
 
     task: str = opt("stories", "whose questions", one_of=config.LOADERS)
-    labels: str = opt(
-        "hard", "any completion is right, or the share that is", one_of=("hard", "soft")
-    )
+    labels: str = opt("hard", "any completion is right; or their share", one_of=("hard", "soft"))
     annotations: str = opt("", "ready labels: file or hub name, Math-Shepherd's, PRM800K's or ours")
     prm_queries: int = opt(0, "training questions to annotate; 0: all", low=0)
     solutions: int = opt(15, "sampled a question, by each solver", low=1)
@@ -65,9 +63,7 @@ class PRMConfig(Config):
 # A toy's first checkpoint hardly ever solves a question in earnest, and a PRM that has seen its
 # solutions alone calls every sound end unlikely: so all checkpoints solve.
 TOY = dict(solvers="all", prm_queries=2000, solutions=2, completions=4, prm_lr=2e-3, separator=";")
-PRESETS = dict(config.PRESETS)
-for task in CHECKERS:
-    PRESETS[task] = {**config.PRESETS[task], **TOY}
+PRESETS = config.PRESETS | {task: {**config.PRESETS[task], **TOY} for task in CHECKERS}
 
 # no flags here
 OF_THE_LOOP = """method reward prm prm_format offload_optimizer num_iters queries_per_iter K
@@ -288,11 +284,8 @@ LAYOUTS = {"input": from_shepherd, "question": from_prm800k, "prompt": from_ours
 # -- train -----------------------------------------------------------------------------------------
 
 
-class Example(NamedTuple):
-    """One solution as the PRM reads it, for `data.micro_batches`."""
-
-    ids: list[int]
-    at: tuple[list[int], list[float]]  # places of the step scores, and their labels
+# One solution as the PRM reads it: ids, and (places of the step scores, their labels).
+Example = tuple[list[int], tuple[list[int], list[float]]]
 
 
 def encode(prm: PRM, rows: list[dict], cfg: PRMConfig) -> list[Example]:
@@ -303,7 +296,7 @@ def encode(prm: PRM, rows: list[dict], cfg: PRMConfig) -> list[Example]:
         labels = row.get("share", row["labels"]) if cfg.labels == "soft" else row["labels"]
         rated = [(i, float(y)) for i, y in zip(places, labels) if y is not None]
         if len(ids) <= cfg.max_length and rated:
-            examples.append(Example(ids, tuple(map(list, zip(*rated)))))
+            examples.append((ids, tuple(map(list, zip(*rated)))))
     n, limit = len(rows), f"--max-length {cfg.max_length}"
     if not examples:
         raise UserError(f"none of {n} annotated solutions has a label and fits {limit}")
@@ -317,7 +310,7 @@ def accumulate(prm: PRM, _, batch: list[Example], token_budget: int) -> float:
     """Adds to .grad that of the mean cross-entropy of a global batch's steps; returns that mean."""
     import torch
 
-    n_steps, mean = sum(len(e.at[0]) for e in batch), 0.0
+    n_steps, mean = sum(len(places) for _, (places, _) in batch), 0.0
     for rows, at in data.micro_batches(batch, token_budget):
         places, labels = [], []
         for where, y in at:
@@ -407,7 +400,7 @@ def evaluate(
     """
     with setup.engine.awake(trainer.load_policy(cfg, start)) as draw:
         groups = draw(queries, 4, cfg.temperature or 1.0, "fresh")
-    rewards.score(queries, groups, cfg.task, "answer+prm", prm, "score fresh")
+    rewards.score(queries, groups, cfg.task, "answer+prm", prm)
     watched = metrics.watch_prm(queries, groups, 1.0, CHECKERS.get(cfg.task))
     return {key.removeprefix("prm/"): value for key, value in watched.items()}
 
@@ -442,6 +435,9 @@ def line(row: dict) -> str:
 # -- the whole -------------------------------------------------------------------------------------
 
 
+MARK = "inputs.sha256"  # names what the PRM in a folder is made from
+
+
 def check(cfg: Config) -> None:
     """Raises UserError where --prm can't be read as --prm-format says, before anything is made."""
     if cfg.prm:
@@ -474,7 +470,7 @@ def ready(
     key = hashlib.sha256(inputs.encode()).hexdigest()[:12]
     out = out or trainer.CACHE / f"prm-{cfg.task}-{key}"
     with trainer.one_at_a_time(out):
-        mark = out / "inputs.sha256"
+        mark = out / MARK
         if mark.exists() and mark.read_text() != key:
             reason = "holds a PRM made from other settings, data or SFT checkpoints"
             raise UserError(f"--out {out} {reason}; choose another --out")
@@ -510,17 +506,25 @@ def make(setup: Setup, starts: list, rows: list[dict] | None, cfg: PRMConfig, ou
     print(line(row), file=sys.stderr)
 
 
+def open_out(folder: str) -> Path:
+    """--out, made where it is missing; raises UserError where it holds what is not ours."""
+    out = Path(folder)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"--out {out}: {e.strerror}") from None
+    files = [f for f in out.iterdir() if not f.name.startswith(".")]
+    if files and not (out / MARK).exists():
+        raise UserError(f"--out {out}: it is not empty and holds no PRM of ours; choose another")
+    return out
+
+
 def main(argv: list[str] | None = None) -> None:
     """python train_prm.py"""
     cfg = config.parse_config(argv, PRMConfig, PRESETS, OF_THE_LOOP, __doc__)
     if config.PRESETS[cfg.task].get("reward") == "tests":
         raise UserError(f"--task {cfg.task}: its reward is unit tests, which no PRM joins")
-    out = Path(cfg.out) if cfg.out else None
-    try:
-        if out:
-            out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"--out {out}: {e.strerror}") from None
+    out = open_out(cfg.out) if cfg.out else None
     rows = read_annotations(cfg.annotations) if cfg.annotations else None
     folder = ready(cfg, runs.set_up(cfg), out, rows)
     measured = json.loads((folder.parent / "prm.json").read_text())

@@ -265,7 +265,7 @@ def test_the_loss_is_the_mean_over_a_global_batchs_steps(base, tmp_path):
     for q in toy.story_texts(4, 12):
         ids, places = prm.encode(q.text, split_steps(q.solution))
         labels = [rng.random() for _ in places]
-        batch.append(train_prm.Example(ids, (places, labels)))
+        batch.append((ids, (places, labels)))
         log_p = plain(torch.tensor([ids])).logits[0, places].log_softmax(-1)
         losses += [-(y * p[1] + (1 - y) * p[0]) for y, p in zip(labels, log_p)]
     mean = train_prm.accumulate(prm, None, batch, 160)
@@ -403,6 +403,7 @@ ERRORS = [
     ("--method bstar", "--method"),
     ("--task code", "--task code: its reward is unit tests"),
     ("--out empty.jsonl", "--out empty.jsonl: File exists"),
+    ("--out .", "--out .: it is not empty and holds no PRM of ours"),
 ]
 
 
