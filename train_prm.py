@@ -1,8 +1,8 @@
 """The process reward model: annotate steps by completing them, train, evaluate   [Sec. 2.3, App. A]
 
-    python train_prm.py                                  the toy's; `python bstar.py` makes it, too
+    python train_prm.py                     the stories'; `bstar.py --task stories` makes it, too
     python train_prm.py --task gsm8k --model DIR --train-file train.jsonl --test-file test.jsonl
-    python train_prm.py --task math --annotations peiyi9979/Math-Shepherd         ready labels
+    python train_prm.py --task math --annotations peiyi9979/Math-Shepherd     ready labels
 
 queries -> solutions -> steps -> completions of every prefix -> labels -> PRM
 

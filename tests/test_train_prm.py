@@ -28,8 +28,8 @@ from runs import Setup
 
 ROOT = Path(train_prm.__file__).parent
 ROWS = ROOT.parent / "shared" / "data" / "step_labels"
-TINY = """--task stories --toy-texts 512 --sft-lr 3e-3 --sft-epochs 6 --start-epoch 2 --val-queries 10
---toy-queries 80 --toy-solutions 64 --toy-max-ops 3 --max-tokens 40 --chunk 30
+TINY = """--task stories --toy-texts 512 --sft-lr 3e-3 --sft-epochs 6 --start-epoch 2
+--val-queries 10 --toy-queries 80 --toy-solutions 64 --toy-max-ops 3 --max-tokens 40 --chunk 30
 --batch-size 16""".split()
 LOOP = """--num-iters 1 --steps-per-iter 2 --queries-per-iter 12 --K 4 --balance-queries 6
 --temperatures 0.6:1.0:0.4 --eval-queries 8 --eval-samples 4 --S 2""".split()
