@@ -28,7 +28,6 @@ from pathlib import Path
 
 # -- errors ----------------------------------------------------------------------------------------
 
-
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
@@ -50,16 +49,13 @@ def run(main: Callable[[], None]) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # ASCII has no plus-minus sign
     try:
-        try:
-            main()
-        finally:
-            if sys.stdout:
-                sys.stdout.flush()
+        main()
+        print(end="", flush=True)
     except KeyboardInterrupt:
         _end(130, "\nstopped; the same command goes on from here")
     except BrokenPipeError:
-        if not _has_lost_its_reader(1) and not _has_lost_its_reader(2):
-            raise
+        if not _is_unread(1) and not _is_unread(2):
+            raise  # it was a pipe of ours
         _end(141, "")
     except Exception as e:
         reason = str(e) if isinstance(e, UserError) else _machine_fault(e)
@@ -71,7 +67,7 @@ def run(main: Callable[[], None]) -> None:
 def _end(code: int, line: str) -> None:
     """Ends the process without another error from what stdout could not take."""
     try:
-        sys.stdout.flush()
+        print(end="", flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     if line:
@@ -79,7 +75,7 @@ def _end(code: int, line: str) -> None:
     sys.exit(code)
 
 
-def _has_lost_its_reader(pipe: int) -> bool:
+def _is_unread(pipe: int) -> bool:
     poll = select.poll()
     poll.register(pipe, select.POLLOUT)
     return any(event & select.POLLERR for _, event in poll.poll(0))
@@ -119,9 +115,7 @@ class Sample:
     """y^: one response to a query; `rewards.score` fills all fields but the first two."""
 
     response: str
-    finish_reason: (
-        str  # "stop": the policy ended it; "length": it was cut off and is never selected
-    )
+    finish_reason: str  # "stop" by the policy; "length" if it was cut off, and is never selected
     pred: str | None = None  # a^
     correct: bool = False  # 1[a^ = a*]
     sound: bool | None = None  # every step is right as well; None where steps cannot be checked
@@ -251,6 +245,8 @@ def _texts_only(values: Iterable) -> bool:
 
 MakeQuery = Callable[[str, dict], Query]  # of a row's place and its columns
 HubPlace = tuple[str, str | None, str]  # name, config, split
+HubTests = dict[str, HubPlace]
+Prompts = tuple[str, str]  # Splits.base, Splits.chat
 
 
 def folded(query: Query) -> str:
@@ -276,12 +272,11 @@ def clean(
             query = make(where, row)
             _check(query, seen, taken)
             queries.append(query)
-        except BadRow as e:
+        except (BadRow, UnicodeEncodeError) as e:
             dropped.setdefault(str(e), []).append(where)
-    lines = [
-        f"{len(places)} of {total} rows dropped, {why} (first: {places[0]})"
-        for why, places in dropped.items()
-    ]
+    lines = []
+    for why, places in dropped.items():
+        lines.append(f"{len(places)} of {total} rows dropped, {why} (first: {places[0]})")
     if not queries:
         raise UserError(f"{name}: none of its rows can be used: {'; '.join(lines[:3])}")
     for line in lines:
@@ -292,6 +287,7 @@ def clean(
 def _check(query: Query, seen: set[str], taken: set[str]) -> None:
     """Adds a question to `seen`; raises BadRow where it is no use."""
     text = folded(query)
+    f"{text}{query.gold}{query.solution}".encode()  # half a surrogate pair cannot be written
     is_new = text not in seen
     seen.add(text)
     if not text:
@@ -304,19 +300,11 @@ def _check(query: Query, seen: set[str], taken: set[str]) -> None:
         raise BadRow("a question twice")
 
 
-def load(
-    cfg,
-    make: MakeQuery,
-    train: list[HubPlace],
-    tests: dict[str, HubPlace],
-    prompts: tuple[str, str],
-) -> Splits:
+def load(cfg, make: MakeQuery, train: list[HubPlace], tests: HubTests, prompts: Prompts) -> Splits:
     """The splits of a task with real rows.
 
     The rows come from --train-file and --test-file, without these from `train` and `tests` on the
     hub. No training question is in a test set. The validation set is drawn from the training rows.
-
-    prompts  Splits.base and Splits.chat
     """
     for path in f"{cfg.train_file},{cfg.test_file}".split(","):
         if path and not Path(path).is_file():  # before anything is fetched
@@ -342,10 +330,8 @@ def _test_files(paths: str) -> dict[str, str]:
     """Name -> path: each file of --test-file is a test set, named without its endings."""
     named = {Path(path).name.split(".")[0]: path for path in paths.split(",")}
     if len(named) <= paths.count(",") or named.keys() & {"train", "val", "pool", "selected"}:
-        raise UserError(
-            f"--test-file {paths}: a test set can't be called as another or by a word of the log "
-            "(train, val, ...); rename the file"
-        )
+        why = "a test set can't be called as another or by a word of the log (train, val, ...)"
+        raise UserError(f"--test-file {paths}: {why}; rename the file")
     return named
 
 
@@ -355,15 +341,12 @@ def hold_out(queries: list[Query], n: int, seed: str) -> tuple[list[Query], list
     Where some queries are of a data set's test part, as MATH's are [App. A], they alone are drawn
     from, and stand first in the rest. At most a fifth is drawn.
     """
-    of_test = [query for query in queries if _is_of_test(query)]
-    others = [query for query in queries if not _is_of_test(query)]
-    total = len(of_test) or len(others)
+    ordered = sorted(queries, key=_is_of_test, reverse=True)
+    total = sum(map(_is_of_test, queries)) or len(queries)
     if total < 5:
-        raise UserError(
-            f"--train-file: {total} usable rows are too few to hold any out for validation"
-        )
+        few = f"{total} usable rows are too few to hold any out for validation"
+        raise UserError(f"--train-file: {few}")
     drawn = set(random.Random(seed).sample(range(total), min(n, total // 5)))
-    ordered = of_test + others
     val = [query for i, query in enumerate(ordered) if i in drawn]
     rest = [query for i, query in enumerate(ordered) if i not in drawn]
     return val, rest
@@ -400,10 +383,7 @@ def _boxes(text: str) -> list[tuple[int, int, slice]]:
             opened.append(token)
         elif kind == "bare":
             boxes.append((*token.span(), slice(*token.span("bare"))))
-        elif kind == "close" and opened:
-            first = opened.pop()
-            if first.lastgroup == "brace":
-                continue
+        elif kind == "close" and opened and (first := opened.pop()).lastgroup == "box":
             while boxes and boxes[-1][0] > first.start():  # it lies inside this one
                 boxes.pop()
             boxes.append((first.start(), token.end(), slice(first.end(), token.start())))
@@ -608,10 +588,8 @@ def assert_lines(source: str, **how: str) -> dict:
         body = ast.parse(source).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise BadRow("tests that are no Python") from None
-    is_empty = not body
-    if "entry" in how:
-        is_empty = "check" not in [getattr(node, "name", "") for node in body]
-    if is_empty or len(source) > MAX_TEST_CHARS:
+    names = [getattr(node, "name", "") for node in body]
+    if not body or ("entry" in how and "check" not in names) or len(source) > MAX_TEST_CHARS:
         raise BadRow(f"no tests, or more than {MAX_TEST_CHARS // 1000} kB of them")
     return {"asserts": {"source": source, **how}}
 
@@ -623,7 +601,9 @@ def _humaneval_row(row: dict) -> tuple[str, dict, list[str]]:
 
 
 def _mbpp_row(row: dict) -> tuple[str, dict, list[str]]:
-    source = "\n".join(map(str, row["test_list"] or []))
+    if not isinstance(row["test_list"], list):
+        raise BadRow("no tests")
+    source = "\n".join(map(str, row["test_list"]))
     solution = column(row, "code").replace("\r\n", "\n")
     text = f"{column(row, 'text').strip()}\nYour code should pass these tests:\n{source}"
     return text, assert_lines(source, setup=row.get("test_setup_code") or ""), [solution]
@@ -672,9 +652,7 @@ def load_code(cfg) -> Splits:
 
 # -- text to ids to batches ------------------------------------------------------------------------
 
-Example = tuple[
-    list[int], int
-]  # ids (L,) of prompt and response; the first n_prompt are the prompt
+Example = tuple[list[int], int]  # ids (L,) of prompt and response, and n_prompt
 
 
 def text_ids(tokenizer, text: str) -> list[int]:
@@ -694,15 +672,13 @@ def prompt_ids(tokenizer, query: Query, splits: Splits, chat: bool) -> list[int]
         bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         return bos + text_ids(tokenizer, splits.base.format(query=query.text))
     content = splits.chat.format(query=query.text)
-    render = functools.partial(
-        tokenizer.apply_chat_template,
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-    )
+    turn = {"role": "user", "content": content}
+    how = dict(add_generation_prompt=True, return_dict=False)
     if text_ids(tokenizer, content) == tokenizer(content, add_special_tokens=False)["input_ids"]:
-        return render(tokenize=True, return_dict=False)
+        return tokenizer.apply_chat_template([turn], tokenize=True, **how)
     # the question names a special token: only the template's own are special
-    before, content, after = render(tokenize=False).partition(content.strip())
+    text = tokenizer.apply_chat_template([turn], tokenize=False, **how)
+    before, content, after = text.partition(content.strip())
     before, after = tokenizer([before, after], add_special_tokens=False)["input_ids"]
     return before + text_ids(tokenizer, content) + after
 
