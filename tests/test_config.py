@@ -28,10 +28,7 @@ def test_a_flag_beats_the_preset_and_the_preset_the_default():
     assert parse("").task == "walk"
     assert parse("").K == PRESETS["walk"]["K"] != Config.K
     assert parse("--K 7").K == 7
-
-
-def test_the_thresholds_of_a_reward_are_a_preset_too():
-    assert parse("--task stories").tau_grid[0] == 0.6
+    assert parse("--task stories").tau_grid[0] == 0.6  # a preset of the reward
     assert parse("--task stories --reward answer+oracle").tau_grid[0] == 1.0
     assert parse("--task stories --reward answer").tau_grid[0] == -1.0
     assert parse("--taus 0:1:0.5").tau_grid == [0.0, 0.5, 1.0]
@@ -116,16 +113,12 @@ BAD = [
     ("--temperature nan", "--temperature nan: expected a finite number"),
     ("--warmup nan", "--warmup nan: expected a number from 0 to 1"),
     ("--lr 0", "--lr 0.0: expected a number from"),
-    ("--seed -1", "--seed -1: expected"),
     ("--taus 0:inf:1", "--taus 0:inf:1: expected FROM:TO:STEP"),
-    ("--taus 1:0:0.1", "--taus 1:0:0.1: expected FROM:TO:STEP"),
     ("--taus 0:1:1e-9", "1,000,000,001 points; expected at most 10,000"),
     ("--temperatures x", "--temperatures x: expected FROM:TO:STEP"),
     ("--task stories --tau 2", "no reward is above 2"),
-    ("--reward answer --tau 1.0", "no reward is above 1"),
     ("--start-epoch 99", "expected at most --sft-epochs"),
     ("--method sft --start-epoch 2", "a multiple of --start-epoch"),
-    ("--task arc --method sft", "--method sft: expected --sft-epochs"),
     ("--method rest-em --offload-optimizer", "--method rest-em has no optimizer while it samples"),
     ("--reward answer --prm x", "--reward answer uses no PRM"),
     (
