@@ -16,6 +16,7 @@ import pytest
 
 import bstar
 import data
+import runs
 from config import Config, parse_config
 from engine import HFEngine
 from runs import Setup, set_up
@@ -24,35 +25,50 @@ from trainer import load_policy, sft
 # before anything imports torch
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(bstar.__file__).parent
 TINY = """
-    --task stories --toy-max-ops 3 --toy-texts 512 --toy-queries 200 --toy-solutions 128 --val-queries 10
-    --sft-lr 3e-3 --sft-epochs 12 --start-epoch 6 --reward answer+oracle
-    --num-iters 2 --steps-per-iter 4 --batch-size 16 --queries-per-iter 24 --K 4 --chunk 10
-    --balance-queries 8 --temperatures 0.6:1.0:0.4 --taus -1:1:0.1
-    --max-tokens 40 --eval-queries 10 --eval-samples 4 --S 2
-""".split()
+    --sft-lr 3e-3 --sft-epochs 12 --start-epoch 6 --num-iters 2 --steps-per-iter 4 --batch-size 16
+    --queries-per-iter 24 --K 4 --chunk 10 --max-tokens 40 --balance-queries 8 --val-queries 10
+    --eval-queries 10 --eval-samples 4 --S 2
+"""
+STORIES = """
+    --task stories --reward answer+oracle
+    --toy-max-ops 3 --toy-texts 512 --toy-queries 200 --toy-solutions 128
+"""
+
+
+def flags_of(*flags: str) -> list[str]:
+    """The flags of a tiny run, those without a say left out; each may be of the form "--K 8"."""
+    given = " ".join(flags).split()
+    argv = TINY.split()
+    if "--task" not in given:
+        argv += STORIES.split()
+    if "--method" not in given and "--temperature" not in given:
+        argv += ["--temperatures", "0.6:1.0:0.4"]
+    if "--method" not in given and "--tau" not in given:
+        argv += ["--taus", "-1:1:0.1"]
+    return argv + given
 
 
 def tiny(*flags: str) -> Config:
-    """The settings of a tiny run; flags may be of the form "--K 8"."""
-    return parse_config([*TINY, *" ".join(flags).split()])
+    """The settings of a tiny run."""
+    return parse_config(flags_of(*flags))
 
 
 def run(cwd: Path, *flags: str) -> tuple[str, str]:
     """A tiny run to its end, in this process; returns what it wrote to stdout and stderr."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        bstar.main([*TINY, *" ".join(flags).split()])
+        bstar.main(flags_of(*flags))
     return out.getvalue(), err.getvalue()
 
 
 def command(cwd: Path, *flags: str) -> subprocess.CompletedProcess:
-    """`python bstar.py`, offline, in a process of its own."""
+    """`python bstar.py` in a process of its own."""
     argv = [sys.executable, str(ROOT / "bstar.py"), *" ".join(flags).split()]
-    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(argv, cwd=cwd, capture_output=True, text=True, env=env)
+    return subprocess.run(argv, cwd=cwd, capture_output=True, text=True)
 
 
 def tiny_llama(kind: str = "llama", seed: int = 0, **settings):
@@ -77,7 +93,7 @@ def life(cwd: Path, flags: str, phase: str = "", at: float = 1.0, sig: int = sig
     pid = os.fork()
     if pid == 0:
         sys.stdout = sys.stderr = open(printed, "w")
-        sys.argv = ["bstar.py", *TINY, *flags.split()]
+        sys.argv = ["bstar.py", *flags_of(flags)]
         signal.signal(signal.SIGINT, signal.default_int_handler)
         _end_in(phase, at, sig)
         code = 0
@@ -149,10 +165,11 @@ def toy(tmp_path_factory) -> Toy:
 
 @pytest.fixture
 def gpu_80(monkeypatch):
-    """A GPU of 80 GiB and a large disk, as far as the preflight looks."""
+    """A GPU of 80 GiB, much memory and a large disk, as far as the preflight looks."""
     import torch
 
     properties = type("Properties", (), {"total_memory": 80 << 30})
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: properties)
+    monkeypatch.setattr(runs, "host_memory", lambda: 200 << 30)
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1 << 50}))

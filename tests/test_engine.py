@@ -264,9 +264,9 @@ def test_vllm_gets_what_the_trainer_leaves_of_a_gpu(gpu_80):
 
     with pytest.raises(UserError, match="beside 78 GiB of weights .* no room .*, --offload-optimi"):
         share()
-    assert share(offload_optimizer=True) == share(method="iterative-rft") == 0.574
-    assert share(optim="adamw8bit") == 0.571
-    assert share(optim="adamw8bit", offload_optimizer=True) == 0.737
+    assert share(offload_optimizer=True) == share(method="iterative-rft") == 0.524
+    assert share(optim="adamw8bit") == 0.521
+    assert share(optim="adamw8bit", offload_optimizer=True) == 0.687
 
 
 # -- vLLM -----------------------------------------------------------------------------------------
