@@ -460,7 +460,7 @@ SIZES = {"gsm8k": (7000, 1319), "math": (11500, 1819), "arc": (1200, 1172), "cod
 
 
 def hours(cfg: Config, n: int) -> dict[str, float]:
-    """Hours of an iteration on one H200. All of it is estimated; the truth may be 1.5 times as long.
+    """Hours of an iteration on one H200: estimates; the truth may be 1.5 times as long.
 
     balance, pool, evaluation   responses * max_tokens / 3 tokens at 1e14 / n a second
     scoring by a PRM            2 n FLOP a token, training 8 n (recomputed), at 400 TFLOP/s

@@ -731,7 +731,6 @@ def become(uid, python):
     """This process turns into user `uid`, once it has read all it needs; its fork servers run `python`."""
     import concurrent.futures.thread  # noqa: E401,F401
 
-
     sys.executable = python
     os.setgroups([])
     os.setresgid(uid, uid, uid)

@@ -26,7 +26,7 @@ BINS = {"score": [None, 0.5, 0.9], "correct": [None, 0.4, 0.95], "n": [0, 7, 9]}
 def make_run(folder, seed=0, method="bstar", passes=(30.0, 41.5, 50.25), prm=False, **config):
     """A run's folder as bstar.py leaves it, with numbers drawn afresh; passes are its pass@1."""
     (folder / "samples").mkdir(parents=True)
-    config = {"task": "toy", "method": method, "reward": "answer", **config, "seed": seed}
+    config = {"task": "stories", "method": method, "reward": "answer", **config, "seed": seed}
     (folder / "config.json").write_text(json.dumps(config))
     rows, ledger, times = [], [], []
     for t, greedy in enumerate(passes):
@@ -285,7 +285,7 @@ def test_a_lost_line_is_told_in_one_line(tmp_path, capsys, monkeypatch, name, ch
     assert kinds(foreign, foreign) == []
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "[1]", "{}", '{"task": "toy", "seed": 1}'])
+@pytest.mark.parametrize("content", [None, "", "{", "[1]", "{}", '{"task": "stories", "seed": 1}'])
 def test_a_foreign_folder_is_one_line_and_exit_code_2(tmp_path, content):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
