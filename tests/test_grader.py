@@ -1,4 +1,4 @@
-"""The grader: pairs made by us, the real reference answers (read in place), seeded random answers, hostile text."""
+"""The grader: pairs made by us, the real reference answers, random answers, hostile text."""
 
 import gzip
 import json
@@ -55,7 +55,7 @@ A, B | \text{A,B} | B, A
 12 | 12\text{ cm} | 12 cm | 12 \text{ gm}
 12\text{ inches} | 12
 144 \mbox{ m}^3 | 144 | 144 \text{ m}^3
-864 \mbox{ inches}^2 | 864 \text{ cubic inches}
+864 \mbox{ inches}^2
 99\pi \text{ square inches} | 99\pi
 8\sqrt{3} \text { square inches} | 8\sqrt{3}
 480 + 480\sqrt{3}\text{ feet} | 480(1+\sqrt{3})
@@ -87,11 +87,13 @@ A, B | \text{A,B} | B, A
 70,110 | 70, 110 | 110, 70 | 70110
 90, 330 | 330,90
 98,634 | 98634
-\begin{pmatrix} 1 \\ 2 \end{pmatrix} | \begin{pmatrix}1\\2\end{pmatrix} | \mathbf{v} = \begin{pmatrix}1\\2\end{pmatrix} | \left[\begin{matrix}1\\2\end{matrix}\right] | \langle 1,2\rangle
-\begin{pmatrix}1&2\\3&4\end{pmatrix} | \begin{bmatrix}1 & 2\\3&4\end{bmatrix} | \left(\begin{array}{cc}1&2\\3&4\end{array}\right)
+\begin{pmatrix} 1 \\ 2 \end{pmatrix} | \begin{pmatrix}1\\2\end{pmatrix} | \langle 1,2\rangle
+(1,2) | \mathbf{v} = \begin{pmatrix}1\\2\end{pmatrix} | \left[\begin{matrix}1\\2\end{matrix}\right]
+\begin{pmatrix}1&2\\3&4\end{pmatrix} | \begin{bmatrix}1 & 2\\3&4\end{bmatrix}
+\begin{pmatrix}5&6\\7&8\end{pmatrix} | \left(\begin{array}{cc}5&6\\7&8\end{array}\right)
 \begin{pmatrix}1/2\\-1/3\end{pmatrix} | \begin{pmatrix}0.5\\-\frac{1}{3}\end{pmatrix}
 \begin{pmatrix} 1/\sqrt{2} \\ 0\end{pmatrix} | \begin{pmatrix} \sqrt{2}/2 \\ 0\end{pmatrix}
-\begin{pmatrix} 1 & -1 \\ 1 & \phantom -1 \end{pmatrix} | \begin{pmatrix} 1 & -1 \\ 1 & 1 \end{pmatrix}
+\begin{pmatrix} 1 & -1 \\ 1 & \phantom -1 \end{pmatrix} | \begin{pmatrix}1&-1\\1&1\end{pmatrix}
 2x - y + 2z - 18 = 0 | 2x-y+2z-18=0 | -2x+y-2z+18=0 | 2x - y + 2z = 18
 2x+3 | y=2x+3 | f(x)=2x+3
 y = 2x + 3 | 2x+3 | y=3+2x
@@ -314,6 +316,116 @@ def lines(block):
     return [[x.strip() for x in line.split(" | ")] for line in block.strip().splitlines()]
 
 
+# Kinds of mistakes: the answers between the bars are all equal to the first, or all other than it.
+SAME = {
+    "left sides": [
+        r"7 | f(4)=7 | f(-1) = 7 | g(f(2)) = 7 | f^{-1}(3) = 7 | a_{12} = 7 | S_{10}=7 | |z| = 7"
+        r" | \angle ABC = 7^\circ | m\angle A = 7 | \overline{PQ} = 7 | \text{Area} = 7 | 3+4 = 7",
+        r"1/2 | P(A) = \frac12 | P(A \cap B)=0.5 | P(X=2) = 1/2 | \sin A = 1/2 | \cos\theta = 0.5",
+        r"24 | 4! = 24 | n = 4! = 24 | 24 = n",
+        r"h(x) = 5x - 1 | y = 5x - 1 | 5x - 1 | h(x) = -1 + 5x",
+        r"y = x/3 + 1 | x - 3y + 3 = 0 | 3y = x + 3",
+        r"(3,-2) | (x,y) = (3,-2)",
+    ],
+    "relations": [
+        r"[4,\infty) | x >= 4 | x ≥ 4 | x \geqslant 4 | 4 <= x | \{x \mid x \ge 4\}",
+        r"m \ne 6 | m != 6 | m \neq 6 | m ≠ 6",
+        r"(-1,5] | -1 < t <= 5 | 5 \ge t > -1 | t \in (-1,5]",
+        r"(-2,2) | |x| < 2 | -2<x<2",
+        r"(-\infty,-2)\cup(3,\infty) | x<-2 or x>3 | x > 3 \text{ or } x < -2",
+    ],
+    "sets and lists": [
+        r"1,3 | {1,3} | \{3, 1\} | x = 1, 3",
+        r"\pm 4 | \mp 4 | -4, 4",
+        r"(-\infty,\infty) | \mathbb{R} | x \in \mathbb{R} | \text{all real numbers}",
+        r"\{7\}\cup(1,2) | (1,2)\cup\{7\}",
+    ],
+    "bases and subscripts": [
+        r"347_9 | x = 347_9 | 347_{9} | 347 base 9 | 347\text{ base nine} | 347_{\text{nine}}",
+        r"1011_{12} | 1011_12 | 1011 \text{ (base 12)}",
+        r"a_{n+1} | a_{n + 1}",
+    ],
+    "functions": [
+        r"35 | \binom73 | \tbinom{7}{3} | {7 \choose 3}",
+        r"720 | 6! | (3!)!",
+        r"3 | \log_2 8 | \log_28 | \log_{10}1000 | \log_{5}{125} | \log 1000 | \ln e^3",
+        r"\frac{\pi}{3} | \arccos\frac12 | \cos^{-1}\frac12 | \arctan \sqrt3",
+        r"\frac{\sqrt3}{2} | \sin 60^\circ | \cos(30^{\circ}) | \sin\frac{\pi}{3}",
+        r"4 | |-4| | \lfloor 4.9 \rfloor | \lceil \pi \rceil",
+        r"\frac{1}{2+\sqrt3} | 2-\sqrt3",
+        r"x^{5/2} | x^2\sqrt{x} | \sqrt{x^5}",
+        r"-3 | \sqrt[3]{-27} | (-27)^{1/3}",
+    ],
+    "complex numbers": [r"3+4i | i(4-3i) | (2+i)^2", r"-3i | \frac{3}{i} | 3/i | -3i"],
+    "units": [
+        r"40 | 40 mph | 40\text{ mi/h} | 40\text{ miles per hour}",
+        r"40 \text{ mph} | 40 miles per hour | 40 mi/hr",
+        r"9 \text{ in} | 9 inches | 9",
+        r"8 \text{ sq. units} | 8 square units | 8\text{ units}^2 | 8\text{ cm}^2 | 8",
+        r"6 | 6 red apples | 6 eggs/day | 6 apples per week | 6.00 dollars",
+        r"7^\circ | 7 degrees | 7",
+        r"2.5\% | 2.5 | 0.025 | 2.5 percent",
+    ],
+    "numbers": [r"2500000 | 2.5e6 | 2.5 \times 10^6", r"3 | 2.\overline{9}", r"5:2 | 10:4 | 2.5"],
+}
+OTHER = {
+    "percent on both sides": [r"20\% | 0.2\% | 2000\%", r"0.25 = 25\% | 0.25 = 2500\%"],
+    "words that change a value": [
+        f"9 | 9 {word}"
+        for word in (
+            "squared,cubed,factorial,trillion,halves,fifths,hundredths,minus,plus one,root,dozen"
+            ",times,choose 2,choose two,negative,point five,or more,less than 20,doubled,repeating"
+            ",hundred"
+        ).split(",")
+    ],
+    "two units": [
+        r"9\text{ cm}^2 | 9\text{ cm}^3 | 9 cubic cm | 9\text{ mm}^2 | 9 cm",
+        r"9 \text{ square feet} | 9 cubic feet | 9 square inches",
+        r"9\text{ mi} | 9\text{ min} | 9\text{ m}",
+        r"9^\circ | \$9 | 9 radians | 9\%",
+        r"9\text{ km/h} | 9\text{ km} | 9\text{ m/s}",
+    ],
+    "subscripts": [r"a_{10} | a_{20} | a_1 | 10a", r"3x_1 | x_{13} | x_{31}"],
+    "left sides": [
+        r"5p+q | 8 = 5p+q | 5p+q = 8",
+        r"f(2)=9 | f(3)=9",
+        r"9 | pq=9 | p+q=9 | 2x=9 | x^2=9 | \sqrt{x}=9 | -x=9 | f(2)+1=9 | \frac{p}{q}=9",
+        r"x=4 | y=4 | 2x=8 | x^2=16 | |x|=4",
+        r"\begin{pmatrix}5\\6\end{pmatrix} | B^{-1}=\begin{pmatrix}5\\6\end{pmatrix}"
+        r" | 2B=\begin{pmatrix}5\\6\end{pmatrix} | -B=\begin{pmatrix}5\\6\end{pmatrix}",
+        r"[1,9] | x^2\in[1,9] | 2x\in[1,9] | \sqrt{x}\in[1,9]",
+        r"7 | 2+4=7 | 3! = 7",
+    ],
+    "tiny numbers": [
+        r"2^{-70} | -2^{-70} | 2^{-71} | 0 | 2^{-70}\pi | \ln 1",
+        r"10^{-30} | 0 | 10^{-31}",
+        r"\frac{\sqrt2}{10^{20}} | -\frac{\sqrt2}{10^{20}} | 0",
+    ],
+    "e": [r"8e - 1 | 0.8", r"e | 2.718281828459045 | 2.71828182845904523536028747135266"],
+    "relations": [r"m \ne 6 | m = 6 | 6", r"(3,\infty) | x \ge 3 | x<3", r"x > 3 | y > 3"],
+    "boxes in a box": [r"7 | 6 \boxed{7} | \boxed{7} 6"],
+    "values": [r"x+1 | |x+1|", r"\log_2 8 | 2 | 8", r"i | -i", r"5 | 5 \lor 6 | 5 (6) | 5; 6"],
+}
+
+
+def kinds(table):
+    return [(kind, *lines(line)) for kind, block in table.items() for line in block]
+
+
+@pytest.mark.parametrize("kind, answers", kinds(SAME))
+def test_kinds_of_the_same(kind, answers):
+    for answer in answers[1:]:
+        assert answers_match(answer, answers[0], "math"), (answer, answers[0])
+        assert answers_match(answers[0], answer, "math"), (answers[0], answer)
+
+
+@pytest.mark.parametrize("kind, answers", kinds(OTHER))
+def test_kinds_of_mistakes(kind, answers):
+    for answer in answers[1:]:
+        assert not answers_match(answer, answers[0], "math"), (answer, answers[0])
+        assert not answers_match(answers[0], answer, "math"), (answers[0], answer)
+
+
 @pytest.mark.parametrize("answers", lines(EQUAL), ids=lambda x: x[0])
 def test_equal(answers):
     for answer in answers[1:]:
@@ -505,7 +617,7 @@ WHOLE = [
     ("\\boxed{1.5\\text{ million}}", "1500000", False),
     ("\\boxed{\\emptyset}", "\\emptyset", True),
     ("\\boxed{\\varnothing}", "\\emptyset", True),
-    ("\\boxed{\\mathbb{R}}", "(-\\infty,\\infty)", False),
+    ("\\boxed{\\mathbb{R}}", "(-\\infty,\\infty)", True),
     ("\\boxed{2,000,000}", "2{,}000{,}000", True),
     ("\\boxed{5}\n\n#### 6", "5", True),
     ("\\boxed{1\\frac{3}{4}}", "\\frac{7}{4}", True),
@@ -552,7 +664,7 @@ def test_a_new_task_reuses_a_grader(monkeypatch):
     assert grade([r"\boxed{\frac12}"], ["0.5"], "new") == [True]
 
 
-# -- real references --------------------------------------------------------------------------------------------------------
+# -- real references -----------------------------------------------------------------------------
 
 
 @needs_data
@@ -576,9 +688,8 @@ def test_math_train_references():
         for line in gzip.open(DATA / "math/train12k.jsonl.gz", "rt", encoding="utf-8")
     ]
     right = grade([row["solution"] for row in rows], [row["answer"] for row in rows], "math")
-    assert (
-        sum(right) == len(rows) - 24
-    )  # two have no answer; 22 box two answers, "and" (a list) or "or" (wrong), of which the row names the last
+    # Two have no answer. 22 box two answers, joined by "and" (a list) or "or" (no answer).
+    assert sum(right) == len(rows) - 24
     golds = sorted({row["answer"] for row in rows if row["answer"]})
     shuffled = random.Random(0).sample(golds, len(golds))
     equal = sum(grade([r"\boxed{%s}" % x for x in shuffled], golds, "math"))
@@ -598,7 +709,7 @@ def test_gsm8k_references():
     assert not any(grade([f"#### {int(x) + 1}" for x in plain], golds, "gsm8k"))
 
 
-# -- properties ---------------------------------------------------------------------------------------------------------------
+# -- properties ----------------------------------------------------------------------------------
 
 
 def number(rng):
@@ -658,15 +769,13 @@ def test_lists_in_any_order_tuples_not():
 
 
 PIECES = (
-    r"\frac \sqrt { } ( ) [ ] , ; = < \le \pm \cup ^ _ ! \text{ \begin{pmatrix} \end{pmatrix} \\ & \left \right "
-    r"1 2.5 .5 1,000 x \pi \sin \log \infty \overline{3} \% % $ \$ °  cm p.m. or and # answer is \boxed{ | \in"
+    r"\frac \sqrt { } ( ) [ ] , ; = < \le \pm \cup ^ _ ! \text{ \begin{pmatrix} \end{pmatrix} \\ &"
+    r" \left \right 1 2.5 .5 1,000 x \pi \sin \log \infty \overline{3} \% % $ \$ °  cm p.m. or and"
+    r" # answer is \boxed{ | \in"
 ).split(" ")
 
 
-def test_never_raises(monkeypatch):
-    monkeypatch.setattr(
-        grader.math_verify, "ask", lambda p, g, budget: False
-    )  # without the children, for speed
+def test_never_raises():
     rng = random.Random(4)
     for _ in range(1500):
         a, b = ("".join(rng.choices(PIECES, k=rng.randint(0, 12))) for _ in range(2))
@@ -686,7 +795,7 @@ def test_never_raises(monkeypatch):
         extract_answer(a, "math")
 
 
-# -- hostile text -------------------------------------------------------------------------------------------------------------
+# -- hostile text --------------------------------------------------------------------------------
 
 HOSTILE = [
     "9^{9^{9^{9}}}",
@@ -742,6 +851,11 @@ HOSTILE = [
     r"\text{" * 99,
     "1_" * 200,
     "1:" * 200,
+    r"\pm1" * 100,
+    r"\sin 10^{9000}+" * 28 + "1",
+    "x^{999}+" * 60 + "1",
+    "999!+" * 90 + "1",
+    r"\log " * 100 + "2",
     "1%" * 300,
 ]
 
@@ -751,7 +865,7 @@ HOSTILE = [
 )
 def test_hostile(i):
     text = HOSTILE[i]
-    start = time.monotonic()
+    start = time.process_time()
     said = [rf"\boxed{{{text}}}", r"\boxed{\frac{10}{2}}", text, "#### " + text, r"\boxed{5.0001}"]
     for task in ("arc", "code", "gsm8k"):
         assert all(extract_answer(x, task) != "5" or "5" in text[:9] for x in said[2:4])
@@ -759,43 +873,13 @@ def test_hostile(i):
         answers_match(text, "7", "math"),
         answers_match("7", text, "math"),
     ]
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
     assert verdicts[1] and not verdicts[4] and not any(verdicts[5:])
     assert not any(verdicts[::2]) or "5" in text[:2]
 
 
-def test_a_hung_child_is_replaced():
-    start = time.monotonic()
-    assert not grader.math_verify.ask(r"\lfloor 9^{9^{9^{9}}} \rfloor", r"|9^{9^{9^{8}}}|", [1.0])
-    assert not grader.math_verify.ask(
-        r"\binom{10^9}{10^8}", r"\binom{10^9}{10^7}", [1.0]
-    )  # past the filter
-    assert grader.math_verify.ask(r"|x|", r"|x|", [6.0]) and time.monotonic() - start < 20
-    child = grader.math_verify.idle[-1]
-    child.kill()
-    child.wait()
-    assert grader.math_verify.ask(r"|x-1|", r"|1-x|", [6.0])
-
-
-def test_children_end_with_their_parent():
-    code = (
-        "import os, grader; grader.math_verify.ask('|x|', '|x|', [6.0]); "
-        "print(grader.math_verify.idle[0].pid, flush=True); os.kill(os.getpid(), 9)"
-    )
-    out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, cwd=pathlib.Path(__file__).parents[1]
-    )
-    pid = int(out.stdout)
-    for _ in range(100):
-        stat = pathlib.Path(f"/proc/{pid}/stat")
-        if not stat.exists() or stat.read_text().split()[2] == "Z":
-            return
-        time.sleep(0.1)
-    raise AssertionError("the child outlived its parent")
-
-
 def test_import_is_light():
-    code = "import sys, grader; sys.exit(any(m in sys.modules for m in ('sympy', 'math_verify', 'torch')))"
+    code = "import sys, grader; sys.exit(any(m in sys.modules for m in ('sympy', 'torch')))"
     assert (
         subprocess.run(
             [sys.executable, "-c", code], cwd=pathlib.Path(__file__).parents[1]
@@ -805,13 +889,9 @@ def test_import_is_light():
 
 
 def test_restating_a_formula_of_the_question_is_no_answer():
-    """The value is right, nothing was computed; a number, a word or what was computed may stand in both."""
     question = "Evaluate $81^{3/4}$. Is it 27?"
-    responses = [
-        f"So it is $\\boxed{{{x}}}$." for x in ("81^{3/4}", "27", "3^3", "81^{\\frac{3}{4}}")
-    ]
-    assert grade(responses, ["27"] * 4, "math", [question] * 4) == [False, True, True, True]
-    assert grade(responses, ["27"] * 4, "math") == [True] * 4
+    responses = [f"So it is $\\boxed{{{x}}}$." for x in ("81^{3/4}", "27", "3^3")]
+    assert grade(responses, ["27"] * 3, "math", [question] * 3) == [False, True, True]
 
 
 def test_no_real_reference_answer_is_a_copy_of_its_question():
