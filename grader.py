@@ -30,38 +30,45 @@ from toy import reaches
 
 # -- extract: response -> answer ----------------------------------------------------------------
 
+_EMPTY_BOX = re.compile(r"\\(?:boxed|fbox) ?\{\s*+\}")
 _PHRASES = [
-    re.compile(r".*####\s*([^\n]+)", re.S),
+    re.compile(r".*####\s*+([^\n]+)", re.S),
     re.compile(
-        r".*(?:final answer is|answer is|answer\s*\**:)[:\s*]*(?:\$\$|\\\[)?\s*([^\n]+)",
-        re.S | re.I,
+        r".*(?:answer is|answer\s*+\**+:)(?:[:\s*]*+)(?:\$\$|\\\[)?\s*+([^\n]+)", re.S | re.I
     ),
 ]
 # A full stop ends the answer, but "2.5" and "4 p.m." go on.
 _SENTENCE_END = re.compile(
     r"(?<![ap]\.m)\.(?=[\s*$]|$)(?!\s*m\.)|,?\s+(?:because|since|which|where|I hope)\b"
 )
+_MARKUP = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\b|[{}$*\\\"'`<>\[\]]")
 # "A dog" and "3 meters" are no labels, but "A: a dog" and "B a dog" are.
 _LABEL = re.compile(
     r"(?:(?i:option|choice|answer|letter)\s+)?"
     r"(?:\(([A-Ea-e1-5])\)|([A-E1-5])\)|([B-E])(?=[\s.:,]|$)"
     r"|([A1-5])(?=[.:,](?!\d)|\s*$)|([a-e])(?=[).]?$))"
 )
+# A response that is a label, or a label and its text
+_BARE_LABEL = re.compile(
+    r"(?:(?i:option|choice)\s+)?\(?(?:[A-E1-5](?:[.):][^\n]*)?|[a-e][.)]*)", re.S
+)
+# After the label another one: "A or B", "(A) rain, (B) snow"; not "(A), not (B)"
 _SECOND_LABEL = re.compile(
     r"[\s,.]*(?:or|and|/|&|,)\s*\(?[A-E1-5]\b"
     r"|[\s,.]+[B-E](?=[.,)]|$)"
-    r"|[^.\n]*\bor\b[^.\n]*\([A-E1-5]\)"
+    r"|[^\n]*?(?<!not )(?<!than )(?<!of )\(([A-E1-5])\)"
+    r"|[^\n]*(?:,|\band|\bor|&)\s+[A-E][):]"
 )
-_BARE_LABEL = re.compile(r"\s*\(?[A-E1-5](?:[.):][^\n]*|\s*)")
 
 
 def _final_answer(text: str) -> str | None:
     r"""The last complete \boxed{}, else what follows "####", "answer is" or "Answer:".
 
-    Boxes joined by "and" are one list. Boxes joined by "or" are no answer.
+    Boxes joined by "and" are one list. Boxes joined by "or" are no answer. An empty box is a
+    mention of the format.
     """
-    box = last_boxed(text, hedged=False)
-    if box is not None:
+    box = last_boxed(_EMPTY_BOX.sub("", text), hedged=False)
+    if box is not None or _EMPTY_BOX.search(text):
         return box or None
     for phrase in _PHRASES:
         if m := phrase.match(text):
@@ -71,13 +78,12 @@ def _final_answer(text: str) -> str | None:
 
 
 def _choice(text: str) -> str | None:
-    """The one label a response names: "(B)", "B.", "B) text"; "A or B" names none."""
+    """The one label a response names: "(B)", "B.", "B) text", "option b"; "A or B" names none."""
     named = re.sub(r"(?i)\b(?:correct|right|best) (?:option|choice)\b", "answer", text)
     answer = _final_answer(named)
-    if answer is None:
-        answer = text if _BARE_LABEL.fullmatch(text) else ""
-    markup = r"\\(?:text|mathrm|textbf|mathbf)\b|[{}$*\\\"'`<>\[\]]"
-    answer = re.sub(markup, "", answer[:2000]).strip()
+    if answer is None and _BARE_LABEL.fullmatch(_MARKUP.sub("", text[:2000]).strip()):
+        answer = text
+    answer = _MARKUP.sub("", (answer or "")[:2000]).strip()
     m = _LABEL.match(answer)
     if not m or _SECOND_LABEL.match(answer, m.end()):
         return None

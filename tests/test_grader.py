@@ -529,6 +529,18 @@ EXTRACT = [
     ("arc", "The answer is A, B", None),
     ("arc", "The answer is not B", None),
     ("arc", "The answer is a rock", None),
+    *[
+        ("arc", x, "B")
+        for x in ("b", "**B**", "$B$", r"\text{B}", "Option B", "(b)", "b.", "option b")
+    ],
+    *[("arc", x, "C") for x in ("**(C)** salt and water", "The answer is (C) rather than (B).")],
+    ("arc", "The answer is (B) gravity and (C) friction.", None),
+    ("arc", "The answer is (D) heat, (A) light.", None),
+    ("arc", "(D) heat, (A) light", None),
+    ("arc", "The answer is B) heat and C) light.", None),
+    ("arc", "e.g. a rock", None),
+    ("math", r"So $\boxed{9}$ (put it into \boxed{} as asked).", "9"),
+    ("math", r"I write \boxed{ } at the end. \boxed{9}", "9"),
     ("arc", "Dry palms", None),
     ("arc", "", None),
 ]
@@ -892,6 +904,18 @@ def test_restating_a_formula_of_the_question_is_no_answer():
     question = "Evaluate $81^{3/4}$. Is it 27?"
     responses = [f"So it is $\\boxed{{{x}}}$." for x in ("81^{3/4}", "27", "3^3")]
     assert grade(responses, ["27"] * 3, "math", [question] * 3) == [False, True, True]
+
+
+@pytest.mark.parametrize(
+    "piece", [" ", "\n", "*", "answer is ", "#### ", "$", "(", "1", "B, ", "{"]
+)
+@pytest.mark.parametrize("start", ["answer is", "####", r"\boxed", "Answer: (A)", ""])
+def test_extraction_is_linear(start, piece):
+    text = start + piece * (30_000 // len(piece))
+    began = time.process_time()
+    for task in ("math", "arc", "gsm8k"):
+        extract_answer(text, task)
+    assert time.process_time() - began < 1  # a pattern that backtracks takes a minute
 
 
 def test_no_real_reference_answer_is_a_copy_of_its_question():
