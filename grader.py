@@ -17,6 +17,7 @@ import math
 import operator
 import random
 import re
+from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import repeat
@@ -721,24 +722,40 @@ def _same(pred: str, gold: str) -> bool:
         return False
 
 
+# -- copies: a right value that was not computed ------------------------------------------------
+
+_FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.S)
+_LAYOUT = re.compile(r"[01]|\\(?:frac|cdot|times)|[^\w\\!|]")
+
+
+def _atoms(formula: str) -> Counter:
+    """How often each number, letter and function stands in a formula; 0 and 1 add nothing."""
+    tokens = _LEXER.findall(_normal(formula))
+    return Counter(token for token in tokens if not _LAYOUT.fullmatch(token))
+
+
 def copies(pred: str, gold: str, question: str) -> bool:
     r"""Is an answer a formula of the question, with nothing computed?
 
-    741 of MATH's questions hold a formula that is equal to the answer. A number or words may
-    stand in the question and in the answer.
+    741 of MATH's questions hold a formula that is equal to the answer. An answer that still has
+    all its numbers, letters and functions restates it, whatever the brackets, the order and what
+    was added. A plain number or words may stand in the question and in the answer.
 
-    >>> [copies(pred, "27", r"Evaluate $81^{3/4}$.") for pred in ("$81^{3/4}$", "3^3", "27")]
+    >>> [copies(pred, "27", r"Evaluate $81^{3/4}$.") for pred in ("(81)^{3/4}+0", "3^3", "27")]
     [True, False, False]
-    >>> copies("0.5", r"\frac12", "Is it 0.5?")
-    False
     """
-    spacing = r"\\left|\\right|[dt](?=frac)|[\s{}$]"
-    pred = re.sub(spacing, "", _normal(pred[:10_000]))
-    gold = re.sub(spacing, "", _normal(gold[:10_000]))
-    question = re.sub(spacing, "", _normal(question[:10_000]))
-    is_number = re.fullmatch(r"-?(\\frac)?[\d.,/]+", pred)
-    has_operator = re.search(r"(?!^)[-+*/^<>!]|\\[a-z]", pred)
-    return pred != gold and not is_number and bool(has_operator) and pred in question
+    answer, reference = _atoms(_named(_normal(pred))[1]), _atoms(gold)
+    plain = re.fullmatch(r"-?(\\frac)?[\d.,/{} ]+|[^-+*/^<>=!\\]*", _normal(pred))
+    if plain or answer == reference or max(len(pred), len(gold)) > MAX_CHARS:
+        return False
+    for formula in map("".join, _FORMULA.findall(question)):
+        sides = _split(formula.strip(" .,?"), "=", r"\le", r"\ge", "<", ">")
+        for side in dict.fromkeys([formula, *sides]):
+            atoms = _atoms(side)
+            computed = atoms.total() < 2 or not atoms <= answer or atoms <= reference <= answer
+            if not computed and _same(pred, side):
+                return True
+    return False
 
 
 # -- the graders: a new task is one entry here --------------------------------------------------

@@ -15,6 +15,7 @@ import grader
 from grader import answers_match, extract_answer, grade
 
 DATA = pathlib.Path(__file__).parents[2] / "shared" / "data"
+FAULTS = DATA.parent / "faults" / "pairs.jsonl"
 needs_data = pytest.mark.skipif(
     not DATA.exists(), reason="the data sets are not beside the project (../shared/data)"
 )
@@ -900,10 +901,62 @@ def test_import_is_light():
     )
 
 
-def test_restating_a_formula_of_the_question_is_no_answer():
-    question = "Evaluate $81^{3/4}$. Is it 27?"
-    responses = [f"So it is $\\boxed{{{x}}}$." for x in ("81^{3/4}", "27", "3^3")]
-    assert grade(responses, ["27"] * 3, "math", [question] * 3) == [False, True, True]
+# question, reference, right answers that restate the question, right answers that do not
+COPIES = [
+    (
+        "Evaluate $81^{3/4}$. Is it 27?",
+        "27",
+        "81^{3/4} | 81^{\\frac{3}{4}} | (81)^{3/4}+0",
+        "27 | 3^3",
+    ),
+    ("Simplify $(5-2i)3+4i$.", "15-2i", "-(-(5-2i)3-4i) | 4i+(5-2i)3", "15-2i | -2i+15 | 15-6i+4i"),
+    (
+        "Simplify $\\sqrt{180}$.",
+        "6\\sqrt5",
+        "1\\cdot\\sqrt{180} | x=\\sqrt{180}",
+        "\\sqrt{36}\\sqrt5",
+    ),
+    (
+        "Let $x=47^2+47+3$. What is $x$?",
+        "2259",
+        "3+47+47^2 | 47^2 + (47+3)",
+        "47\\cdot48+3 | 2209+50",
+    ),
+    ("Expand $(t+4)^2 \\cdot t$.", "t^3+8t^2+16t", "t(t+4)^2", "t(t^2+8t+16)"),
+    (
+        "Rationalize $\\frac{7}{\\sqrt{3}}$.",
+        "\\frac{7\\sqrt3}{3}",
+        "7/\\sqrt3=7/\\sqrt3",
+        "\\sqrt3\\cdot7/3",
+    ),
+    ("What is $2.5$ as a fraction?", "\\frac52", "", "2.5 | 5/2 | 2\\frac12"),
+    ("Write $4x - 2y + 6 = 0$ as $y = mx + b$.", "y=2x+3", "4x-2y+6=0 | 6=2y-4x", "y=3+2x"),
+]
+
+
+@pytest.mark.parametrize("question, gold, restated, computed", COPIES)
+def test_restating_a_formula_of_the_question_is_no_answer(question, gold, restated, computed):
+    for block, right in ((restated, False), (computed, True)):
+        answers = [rf"\boxed{{{x}}}" for x in block.split(" | ") if x]
+        golds = [gold] * len(answers)
+        assert grade(answers, golds, "math") == [True] * len(answers)
+        assert grade(answers, golds, "math", [question] * len(answers)) == [right] * len(answers)
+
+
+@pytest.mark.skipif(not FAULTS.exists(), reason="no ../shared/faults: the pairs are not here")
+def test_pairs_found_by_trying():
+    wrong = []
+    for line in FAULTS.read_text(encoding="utf-8").splitlines():
+        pair = json.loads(line)
+        task = "arc" if pair["kind"] == "arc" else "math"
+        if pair["kind"] == "math":
+            verdict = answers_match(pair["answer"], pair["reference"], task)
+        else:
+            question = pair.get("question", "")
+            (verdict,) = grade([pair["answer"]], [pair["reference"]], task, [question])
+        if verdict != pair["equal"]:
+            wrong.append(pair)
+    assert not wrong
 
 
 @pytest.mark.parametrize(
