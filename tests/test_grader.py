@@ -375,7 +375,7 @@ OTHER = {
         f"9 | 9 {word}"
         for word in (
             "squared,cubed,factorial,trillion,halves,fifths,hundredths,minus,plus one,root,dozen"
-            ",times,choose 2,choose two,negative,point five,or more,less than 20,doubled,repeating"
+            ",choose 2,choose two,negative,point five,or more,less than 20,doubled,repeating"
             ",hundred"
         ).split(",")
     ],
