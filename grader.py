@@ -15,9 +15,11 @@ from __future__ import annotations
 import functools
 import math
 import operator
+import os
 import random
 import re
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import repeat
@@ -771,6 +773,7 @@ class Grader:
     extract: Callable[[str], str | None]  # response -> answer
     equal: Callable[[str, str], bool]  # (answer, reference) -> same
     no_answer: Callable[[str, str, str], bool] | None = None  # (answer, reference, question)
+    threads: int = 1  # more where `equal` waits for other processes; mpmath is not thread-safe
 
 
 GRADERS = {
@@ -779,7 +782,7 @@ GRADERS = {
     "arc": Grader(_choice, lambda pred, gold: (_choice(pred) or pred) == gold),
     "gsm8k": Grader(_final_answer, _same),
     "math": Grader(_final_answer, _same, no_answer=copies),
-    "code": Grader(extract_program, passes),
+    "code": Grader(extract_program, passes, threads=min(16, os.cpu_count() or 1)),
 }
 
 
@@ -818,7 +821,10 @@ def grade(
     """
     answers = [extract_answer(response, task) for response in responses]
     pairs = list(zip(answers, golds, strict=True))
-    verdicts = {pair: answers_match(*pair, task) for pair in set(pairs)}
+    distinct = list(dict.fromkeys(pairs))
+    with ThreadPoolExecutor(GRADERS[task].threads) as pool:
+        equal = pool.map(lambda pair: answers_match(*pair, task), distinct)
+        verdicts = dict(zip(distinct, equal))
     no_answer = GRADERS[task].no_answer
     correct = []
     for pair, question in zip(pairs, questions or repeat("", len(pairs)), strict=True):
