@@ -568,6 +568,7 @@ _ABBREVIATIONS = {
     **{"mph": "mile per hour", "kph": "kilometer per hour", "usd": "dollar", "rad": "radian"},
     **{"am": "am", "pm": "pm", "st": "th", "nd": "th", "rd": "th", "th": "th"},
 }
+_LENGTH = re.compile("unit|[a-z]*meter|inch|foot|yard|mile")
 _POWER_WORDS = {"square": "2", "squared": "2", "cubic": "3", "cubed": "3"}
 _MEASURE = re.compile(r"(.*(?:[\d})\]]|\\pi))( ?)([a-zA-Z][a-zA-Z./ -]*)(?:\^\{?([123])\}?)?", re.S)
 
@@ -607,11 +608,12 @@ def _measure(text: str) -> tuple[str, tuple]:
 
 
 def _same_unit(a: tuple, b: tuple) -> bool:
-    """A missing unit is any unit, and "units" are any of the same power."""
+    """A missing unit is any unit, and "units" are lengths of the same power."""
     if not a or not b or a == b:
         return True
-    a_powers, b_powers = [x[1] for x in a], [x[1] for x in b]
-    return "unit" in (a[-1][0], b[-1][0]) and a_powers == b_powers
+    (a_head, a_power), (b_head, b_power) = a[-1], b[-1]
+    lengths = _LENGTH.fullmatch(a_head) and _LENGTH.fullmatch(b_head)
+    return bool(lengths) and "unit" in (a_head, b_head) and a_power == b_power
 
 
 # -- equality -----------------------------------------------------------------------------------
