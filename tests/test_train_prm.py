@@ -70,12 +70,13 @@ def scripted(base, text):
     tokenizer = trainer.load_tokenizer(base)
     splits = data.Splits([], [], {}, "{query}", "{query}")
     return Setup(
-        splits,
-        str(base),
-        tokenizer,
-        lambda q: data.prompt_ids(tokenizer, q, splits, False),
-        Scripted(tokenizer, text),
-        [],
+        splits=splits,
+        base=str(base),
+        tokenizer=tokenizer,
+        prompt=lambda q: data.prompt_ids(tokenizer, q, splits, False),
+        engine=Scripted(tokenizer, text),
+        end_ids=[tokenizer.eos_token_id],
+        human=[],
     )
 
 
@@ -413,5 +414,5 @@ def test_user_errors_are_one_line(tmp_path, monkeypatch, flags, message):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     Path("empty.jsonl").touch()
     with pytest.raises(UserError, match=re.escape(message)) as e:
-        train_prm.main([*TINY, *flags.split()])
+        train_prm.main(flags.split() if "--task" in flags else [*TINY, *flags.split()])
     assert "\n" not in str(e.value)
