@@ -271,8 +271,8 @@ def loop(_) -> dict:
 
     engine.HFEngine.sample, bstar.train = timed(engine.HFEngine.sample), timed(bstar.train)
     runs.Run.end_iteration = end_and_mark
-    flags = "--task stories --reward answer --K 64 --queries-per-iter 200 --balance-queries 30 --num-iters 1"
-    more = "--sft-epochs 1 --eval-queries 60 --val-queries 60 --out run"
+    flags = "--task stories --reward answer --K 64 --queries-per-iter 200 --balance-queries 30"
+    more = "--num-iters 1 --sft-epochs 1 --eval-queries 60 --val-queries 60 --out run"
     bstar.main(f"{flags} {more}".split())
     (start, before), (stop, after) = marks
     outside = 1 - (after - before) / (stop - start)

@@ -66,7 +66,8 @@ def phases(toy, monkeypatch):
     calls = []
 
     def spy(policy, optimizer, examples, phase, cfg):
-        calls.append(("train", phase, len(optimizer.state), policy.get_input_embeddings().weight))
+        n_steps = max(float(state["step"]) for state in optimizer.state.values())
+        calls.append(("train", phase, n_steps, policy.get_input_embeddings().weight))
         return {"loss": 0.0, "grad_norm": 0.0}
 
     monkeypatch.setattr(bstar, "train", spy)
@@ -99,8 +100,8 @@ BASE_STEPS = 3 * 4 + 6 * 8  # of three iterations, and of SFT's six epochs
 )
 def test_methods_differ_by_their_switches(toy, phases, capsys, method, steps, inherited):
     M, calls = phases(f"--method {method} --num-iters 4")
-    [(_, phase, n_moments, weights)] = [c for c in calls if c[0] == "train"]
-    assert phase.steps == steps and (n_moments > 0) == inherited == (M.optimizer is not None)
+    [(_, phase, n_steps, weights)] = [c for c in calls if c[0] == "train"]
+    assert phase.steps == steps and (n_steps > 0) == inherited == (M.optimizer is not None)
     assert phase.horizon == (16 if inherited else len(steps))
     at_its_end = phase.rate(steps[-1]) == pytest.approx(1e-4)
     assert at_its_end == (not inherited)
