@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -96,12 +97,15 @@ def life(cwd: Path, flags: str, phase: str = "", at: float = 1.0, sig: int = sig
         sys.argv = ["bstar.py", *flags_of(flags)]
         signal.signal(signal.SIGINT, signal.default_int_handler)
         _end_in(phase, at, sig)
-        code = 0
+        code = 1
         try:
             os.chdir(cwd)
             data.run(bstar.main)
+            code = 0
         except SystemExit as e:
             code = e.code or 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             sys.stderr.flush()
             os._exit(code)

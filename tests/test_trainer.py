@@ -250,27 +250,28 @@ def test_a_save_that_fails_half_way_is_one_line_and_leaves_the_old_checkpoint(
 
 
 def test_sft_is_made_once_for_what_it_depends_on_and_goes_on_from_its_last_stage(toy, monkeypatch):
-    names, train = [], trainer.train
+    phases, train = [], trainer.train
 
     def counted(policy, optimizer, examples, phase, cfg):
-        names.append(phase.name)
+        phases.append((phase.name, phase.steps, phase.horizon))
         return train(policy, optimizer, examples, phase, cfg)
 
     monkeypatch.setattr(trainer, "train", counted)
     setup = toy.setup
     base, tokenizer = setup.base, setup.tokenizer
+    last = ("SFT to epoch_12", range(48, 96), 96)  # of one schedule
     with contextlib.chdir(toy.cwd):
         [start] = sft(toy.cfg, base, setup.human, tokenizer)
-        assert start.resolve() == toy.start and not names
+        assert start.resolve() == toy.start and not phases
         [first] = sft(tiny("--seed 1 --method rest-em"), base, setup.human, tokenizer)
-        assert first != start and names == ["SFT to epoch_6"]
+        assert first != start and phases == [("SFT to epoch_6", range(48), 96)]
         both = sft(tiny("--seed 1 --method sft"), base, setup.human, tokenizer)
-        assert both == [first, first.with_name("epoch_12")] and names[1:] == ["SFT to epoch_12"]
+        assert both == [first, first.with_name("epoch_12")] and phases[1:] == [last]
         weights = (both[1] / "model.safetensors").read_bytes()
         for path in both:  # from nothing: the same bits
             (path / "complete.json").unlink()
         sft(tiny("--seed 1 --method sft"), base, setup.human, tokenizer)
-        assert len(names) == 4 and (both[1] / "model.safetensors").read_bytes() == weights
+        assert len(phases) == 4 and (both[1] / "model.safetensors").read_bytes() == weights
 
 
 def test_without_sft_the_model_is_taken_as_it_is(toy):
