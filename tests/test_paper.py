@@ -14,7 +14,7 @@ from config import parse_config
 from data import Query, Sample
 
 README = (Path(metrics.__file__).parent / "README.md").read_text(encoding="utf-8")
-MAP = re.findall(r"^\| ([^|]+) \| `(\w+)\.py:(\w+)` \|", README, re.M)
+ROWS = re.findall(r"^\| ([^|]+) \| (`\w+\.py:\w+`[^|]*) \|$", README, re.M)
 
 
 def test_n_star_is_computed_not_tuned():  # Sec. 3.1: N = 500 * 128 samples, M = 11,500 queries
@@ -60,11 +60,16 @@ def test_reward_range_of_eq_1():
 
 
 def test_the_map_is_there():
-    assert len(MAP) >= 15
+    assert len(ROWS) >= 10
 
 
-@pytest.mark.parametrize("where, module, name", MAP)
-def test_every_equation_of_the_map_is_cited_by_what_it_names(where, module, name):
-    documented = getattr(importlib.import_module(module), name).__doc__
-    for cited in re.findall(r"Eq\. \d|Sec\. [\d.]+\d|App\. [A-F]|Algorithm 1", where):
-        assert cited in documented, f"{module}.{name} does not cite {cited}"
+@pytest.mark.parametrize("where, places", ROWS)
+def test_every_equation_of_the_map_is_cited_by_what_it_names(where, places):
+    cited = set(re.findall(r"Eq\. \d|Sec\. [\d.]+\d|App\. [A-F]|Algorithm 1", where))
+    seen = set()
+    for module, name in re.findall(r"`(\w+)\.py:(\w+)`", places):
+        documented = getattr(importlib.import_module(module), name).__doc__
+        here = {citation for citation in cited if citation in documented}
+        assert here, f"{module}.{name} cites none of {cited}"
+        seen |= here
+    assert seen == cited

@@ -1,4 +1,4 @@
-"""The README is code too: its commands, its example, its fork."""
+"""The README and docs/ are code too: their commands, their examples, their forks."""
 
 import doctest
 import os
@@ -7,17 +7,33 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import metrics
+import rewards
+import toy
+import train_prm
+from config import parse_config
+from data import Query, Sample
+from trainer import State, load_tokenizer, save
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+FORKS = re.findall(r"```python\n(# (\w+)\.py: .*?)```", README, re.S)
+TINY = """--sft-epochs 2 --start-epoch 1 --num-iters 1 --steps-per-iter 3 --queries-per-iter 30
+--K 4 --balance-queries 5 --temperatures 0.6:1.0:0.4 --eval-queries 5 --eval-samples 4
+--val-queries 5 --out run"""
 
 
-def test_first_screen_has_exactly_the_two_one_liners():
+def test_the_first_screen_has_the_two_commands():
     block = re.search(r"```sh\n(.*?)```", README, re.S)[1].strip().splitlines()
-    assert block == [
-        "pip install -r requirements-cpu.txt && python bstar.py",
-        "pip install -r requirements-cpu.txt && python -m pytest",
-    ]
+    install = "pip install -r requirements-cpu.txt && "
+    assert block == [install + "python bstar.py", install + "python -m pytest"]
     assert "`pip install -r requirements.txt && python bstar.py --task math`" in README
+
+
+def test_the_readme_is_short():
+    assert len(README.split()) <= 1800
 
 
 def test_the_worked_example_is_right():
@@ -25,75 +41,66 @@ def test_the_worked_example_is_right():
     assert result.attempted >= 4 and result.failed == 0
 
 
-def test_the_fork_of_under_25_lines_runs(tmp_path):
-    code = re.search(r"```python\n(# parity\.py.*?)```", README, re.S)[1]
-    assert len(code.strip().splitlines()) < 25
-    (tmp_path / "parity.py").write_text(code)
-    tiny = (
-        "--task parity --sft-epochs 2 --start-epoch 1 --num-iters 1 --steps-per-iter 3 --queries-per-iter 30 --K 4 --balance-queries 5 "
-        "--temperatures 0.6:1.0:0.4 --eval-queries 5 --eval-samples 4 --out run"
-    ).split()
-    p = subprocess.run(
-        [sys.executable, "parity.py", *tiny],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )
-    assert p.returncode == 0 and "iter 1/1 | T " in p.stdout, p.stderr
+@pytest.mark.parametrize("code, name", FORKS)
+def test_a_fork_runs_as_it_stands(tmp_path, code, name):
+    """A reward, a threshold rule and a task, each a whole file."""
+    (tmp_path / f"{name}.py").write_text(code)
+    command = re.search(rf"python {name}\.py.*", code.splitlines()[0])[0].split()
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    argv = [sys.executable, *command[1:], *TINY.split()]
+    if "--tau" not in command:
+        argv += ["--taus", "-1:1:0.5"]
+    if "--task" not in command:
+        argv += ["--toy-texts", "32", "--toy-solutions", "64"]
+    p = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, env=env)
+    assert p.returncode == 0 and "iter 1/1 | " in p.stdout, p.stderr
+
+
+def test_there_is_a_fork_of_each_kind():
+    assert [name for _, name in FORKS] == ["brief", "cubed", "sums"]
+
+
+def test_the_policy_generates_as_the_snippet_says(tmp_path, capsys):
+    toy.make_tiny_llama(tmp_path, toy.WALK_WORDS, 0)
+    code = re.search(r"```python\n(from transformers import.*?)```", README, re.S)[1]
+    folder = re.search(r'folder = "(.*)"', code)[1]
+    exec(code.replace(folder, str(tmp_path)), {})
+    words = capsys.readouterr().out.split()
+    assert words and set(words) <= {*toy.WALK_WORDS, "<s>", "</s>"}
 
 
 def test_the_prms_folder_is_read_as_the_snippet_says(tmp_path):
-    import bstar
-    import data
-    import rewards
-    import train_prm
-
-    data.make_toy_model(tmp_path / "base", 0)
-    cfg = bstar.parse_config([], train_prm.PRMConfig, train_prm.PRESETS, train_prm.OF_THE_LOOP)
-    prm = train_prm.new_prm(
-        tmp_path / "base", bstar.load_tokenizer(tmp_path / "base"), "{query} ?", cfg
-    )
-    bstar.save_checkpoint(tmp_path / "prm", prm.model, prm.tokenizer, None, {})
+    toy.make_tiny_llama(tmp_path / "base", toy.STORY_WORDS, 0)
+    cfg = parse_config([], train_prm.PRMConfig, train_prm.PRESETS, train_prm.OF_THE_LOOP)
+    tokenizer = load_tokenizer(tmp_path / "base")
+    prm = train_prm.new_prm(tmp_path / "base", tokenizer, "{query} ?", cfg)
+    save(State(0, prm.model), tmp_path / "prm", prm.tokenizer)
     names = {
         "folder": tmp_path / "prm",
         "question": "Ann has 4 . Bob has Ann plus 1 . Bob",
         "response": "Bob = Ann + 1 = 4 + 1 = 0 ; # 0",
     }
-    exec(re.search(r"```python\n(import rewards, torch.*?)```", README, re.S)[1], names)
-    [want] = rewards.PRM.load(names["folder"]).score([names["question"]], [names["response"]])
-    assert (
-        len(want) == 2
-        and max(abs(x - y) for x, y in zip(names["p"].tolist(), want, strict=True)) < 1e-5
-        and names["ids"].count(prm.tokenizer("?").input_ids[-1]) == 1
-    )
+    page = (ROOT / "docs/prm.md").read_text(encoding="utf-8")
+    exec(re.search(r"```python\n(import rewards, torch.*?)```", page, re.S)[1], names)
+    prm = rewards.PRM.load(names["folder"])
+    [scores] = prm.score([names["question"]], [names["response"]])
+    assert names["p"].tolist() == pytest.approx(scores, abs=1e-5) and len(scores) == 2
 
 
 def test_every_log_key_is_explained():
-    import bstar
-    from data import Query, Sample
-
-    group = [Sample("Bob = Ann * 3 = 4 * 3 = 2 ; # 2", "stop")] * 4
-    bstar.score(
-        [Query("0", "Ann has 4 . Bob has Ann times 3 . Bob ?", "2")],
-        [group],
-        bstar.parse_config(["--reward", "answer"]),
-    )
-    for s in group:
-        s.steps, s.r_prm = [0.9, 0.8], 0.6
-    row = {
-        **bstar.metrics_of([group[:1]], [group], 4, 2),
-        **bstar.pool_metrics([], [group], [group[:1]], 0.0, 1),
-    }
-    keys = {re.sub(r"@[2-9]\d*", "@K", re.sub(r"@\d+-\d+", "@K-S", k)) for k in row} | {
-        "iter",
-        "loss",
-        "grad_norm",
-        "skipped",
-        "temperature",
-        "tau",
-        "val/pass@1",
-    }
-    table = README[README.index("## Log keys") : README.index("## Paper, official code")]
-    missing = {k for k in keys if f"`{k}`" not in table and f"`{k.split('/')[0]}/...`" not in table}
+    page = (ROOT / "docs/logs.md").read_text(encoding="utf-8")
+    query = Query("0", "Ann has 4 . Bob has Ann times 3 . Bob ?", "2")
+    group = [Sample("Bob = Ann * 3 = 4 * 3 = 2 ; # 2", "stop") for _ in range(4)]
+    rewards.score([query], [group], "stories", "answer+oracle")
+    check = toy.CHECKERS["stories"]
+    row = metrics.of_samples([group[:1]], [group], 4, 2)
+    row |= metrics.of_pool([query], [group], [group[:1]], 0.0, 1, check)
+    keys = {re.sub(r"@[2-9]\d*", "@K", re.sub(r"@\d+-\d+", "@K-S", key)) for key in row}
+    keys |= {"iter", "loss", "grad_norm", "skipped", "repeats", "temperature", "tau", "val/pass@1"}
+    arrays = metrics.as_arrays([group])
+    decision = metrics.decide(*[[a, a] for a in arrays], [0.5, 1.0], [0.0, 0.5], 1)
+    missing = []
+    for key in keys | decision.keys():
+        if f"`{key}`" not in page and f"`{key.split('/')[0]}/...`" not in page:
+            missing.append(key)
     assert not missing
