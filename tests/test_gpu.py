@@ -25,6 +25,10 @@ from data import UserError
 
 ROOT = Path(trainer.__file__).parent
 torchao = pytest.mark.skipif(not find_spec("torchao"), reason="torchao is not installed")
+DTYPES = [
+    pytest.param(torch.float32, id="adamw"),
+    pytest.param(torch.bfloat16, id="adamw8bit", marks=torchao),
+]
 
 
 def tiny_llama(seed: int = 0, dtype=torch.float32):
@@ -54,7 +58,7 @@ def five_steps(policy, optimizer) -> None:
 # -- AdamW's moments -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=torchao)])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_moments_exist_before_the_first_step_and_change_no_bit(dtype):
     policy, other = tiny_llama(dtype=dtype), tiny_llama(dtype=dtype)
     optimizer, lazy = trainer.adamw(policy, 1e-3), trainer.adamw(other, 1e-3)
@@ -74,7 +78,7 @@ def test_moments_exist_before_the_first_step_and_change_no_bit(dtype):
         assert torch.equal(p, q)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=torchao)])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_checkpoint_brings_its_moments_after_the_new_ones_have_gone(dtype, tmp_path):
     policy = tiny_llama(dtype=dtype)
     optimizer = trainer.adamw(policy, 1e-3)
