@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 import sys
 from bisect import bisect_left
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import Callable, Iterator, NamedTuple
 
 from data import Query, Sample, UserError, hub_reason, micro_batches, progress, text_ids
 from grader import extract_answer, grade
@@ -66,10 +67,11 @@ def score(
         asked += [query] * len(group)
         responses += group
     bar = progress(len(responses), "score")
-    for k in range(0, len(responses), 10_000):
-        part = responses[k : k + 10_000]
-        judge(asked[k : k + 10_000], part, task, reward, prm)
-        bar.update(len(part))
+    with prm.on_gpu() if prm else nullcontext():  # once for the whole pool
+        for k in range(0, len(responses), 10_000):
+            part = responses[k : k + 10_000]
+            judge(asked[k : k + 10_000], part, task, reward, prm)
+            bar.update(len(part))
     bar.close()
 
 
@@ -324,6 +326,18 @@ class PRM:
         at = [hidden[b, places[b]] for b in range(len(rows))]  # (steps of a row, width) each
         return self.format.head(self.model, self.tokenizer, torch.cat(at)).float()
 
+    @contextmanager
+    def on_gpu(self) -> Iterator[None]:
+        """On the GPU, where there is one, inside the block; nested blocks move nothing."""
+        import torch
+
+        home = self.model.device
+        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            yield
+        finally:
+            self.model.to(home)
+
     def score(self, queries: list[str], responses: list[str]) -> list[list[float]]:
         """Probabilities in [0, 1], one a step of each response; equal pairs are read once.
 
@@ -344,11 +358,8 @@ class PRM:
             inputs.append((ids, places))
         if unread:
             print(f"PRM: {unread} responses mix up its tags and count as 0", file=sys.stderr)
-        home = self.model.device
-        self.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        with torch.inference_mode():
+        with self.on_gpu(), torch.inference_mode():
             scores = self.read(inputs)
-        self.model.to(home)
         of_pair = dict(zip(pairs, scores))
         return [of_pair[pair] for pair in zip(queries, responses)]
 
