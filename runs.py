@@ -297,7 +297,7 @@ def log_line(row: dict, last_iter: int, seconds: dict[str, float]) -> str:
         parts.append(f"loss {row['loss']:.4f}")
     keys = ("pass@1", f"pass@{K}", f"pass@{K}-{S}", f"reward@{K}-{S}")
     scores = [f"{key} {row[key]:.1f}" for key in keys if key in row]
-    if "distinct" in row:
+    if row.get("coverage"):  # walks hold no equations
         scores.append(f"distinct {row['distinct']:.2f}")
     parts.append(" ".join(scores))
     if row.get("false_reasoning") is not None:
