@@ -1,4 +1,4 @@
-"""The sandbox and the unit tests run in it, on programs.py's corpus and on the real rows of ../shared/data.
+"""The sandbox and its unit tests, on programs.py's corpus and on real rows of ../shared/data.
 
 Each test runs what training runs: run_unit_tests and grade_programs, which start sandbox.py afresh.
 """
@@ -150,7 +150,7 @@ def test_corpus_as_unprivileged_user():
     ],
 )
 def test_acts_are_possible_outside(tmp_path, code):
-    """What the corpus expects to be denied is allowed to a plain process here: the denial is the sandbox's."""
+    """What the corpus expects to be denied is allowed to a plain process here."""
     (tmp_path / "secret").write_text("s")
     code = code.format(dir=tmp_path)
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
@@ -248,8 +248,8 @@ def test_all_end_with_the_trainer():
     """kill -9 of the grading process takes its fork server and the program that runs with it."""
     code = (
         "import sys\nsys.path[:0] = %r\nimport sandbox\n"
-        "sandbox.run_unit_tests('import time\\nprint(1)\\ntime.sleep(60)', {'inputs': [''], 'outputs': ['1']})"
-        % [sys.path]
+        "program = 'import time\\nprint(1)\\ntime.sleep(60)'\n"
+        "sandbox.run_unit_tests(program, {'inputs': [''], 'outputs': ['1']})" % [sys.path]
     )
     trainer = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 20
@@ -267,7 +267,7 @@ def test_all_end_with_the_trainer():
 
 
 def test_idling_is_measured_by_the_clock(monkeypatch):
-    """On a crowded machine, where each look at the child takes long, a sleeping one ends as soon."""
+    """Where each look at the child takes long, a sleeping one ends as soon."""
     monkeypatch.setattr(sandbox, "IDLE_S", 1)
     monkeypatch.setattr(sandbox, "states", lambda pid: time.sleep(0.3) or "SS")
     sleeper = subprocess.Popen(["sleep", "60"], start_new_session=True)
@@ -308,7 +308,8 @@ def test_no_way_to_the_server_from_a_process_with_many_files():
     stop_servers()
     held = [open(os.devnull) for _ in range(400)]
     program = (
-        "import os\nfor fd in range(4, 1024):\n    try: os.write(fd, b'0')\n    except OSError: continue\n    break\n"
+        "import os\nfor fd in range(4, 1024):\n"
+        "    try: os.write(fd, b'0')\n    except OSError: continue\n    break\n"
         "else: os._exit(1)\nprint(1)"
     )
     assert not run_unit_tests(program, ONE)
@@ -393,7 +394,7 @@ def test_humaneval_references_pass():
 
 
 def test_apps_outputs_of_functions_are_wrapped_or_not_as_a_whole():
-    """What unwrapping rests on: every Codewars row but one wraps all its outputs; no row means one-item lists by them."""
+    """What unwrapping rests on: every Codewars row but one wraps all its outputs."""
     data = [
         (r, json.loads(r["input_output"]))
         for name in ("train", "test")
