@@ -13,8 +13,8 @@ import argparse
 import base64
 import functools
 import gzip
-import io
 import json
+import re
 from html import escape
 from math import isfinite
 from pathlib import Path
@@ -399,7 +399,7 @@ PLOTS = {
 }
 
 
-def curve_figures(groups: dict[str, list[Run]]) -> list[str]:
+def curve_figures(groups: dict[str, list[Run]], folder: Path) -> list[str]:
     """PLOTS, means over seeds with their standard errors, a curve a group; none comes twice."""
     import pandas as pd
 
@@ -411,17 +411,18 @@ def curve_figures(groups: dict[str, list[Run]]) -> list[str]:
     figures = {}
     for key, see in PLOTS.items():
         key = spelled(key, lines[-1])
-        if key in values.select_dtypes("number"):
+        if key in values.select_dtypes("number") and values[key].any():
             cell = values.groupby(["iter", "group"])[key]
             mean = cell.mean().unstack()[list(groups)].dropna(how="all")
             error = cell.sem().unstack().fillna(0)
             ax = axes()
             mean.plot(ax=ax, yerr=error, marker=".", grid=True, legend=False)
-            figures.setdefault(mean.to_csv(), figure(ax, key, see))
+            if mean.to_csv() not in figures:
+                figures[mean.to_csv()] = figure(ax, key, see, folder)
     return list(figures.values())
 
 
-def run_figures(run: Run) -> list[str]:
+def run_figures(run: Run, folder: Path) -> list[str]:
     """The PRM's calibration in the first pool and the last, the time, the balancer's surfaces."""
     import pandas as pd
 
@@ -434,18 +435,18 @@ def run_figures(run: Run) -> list[str]:
             bins = pd.DataFrame(row["prm/calibration"]).dropna()
             ax.plot(bins["score"], bins["correct"], ".-", label=f"iteration {row['iter']}")
         see = "Below the diagonal the PRM promises more than it holds. Sec. 2.3, Eq. 1."
-        figures.append(figure(ax, "Calibration of the PRM", see))
+        figures.append(figure(ax, "Calibration of the PRM", see, folder))
     if run.times:
         ax = axes()
         times = pd.DataFrame(run.times)
         table = times.pivot_table("seconds", "iter", "phase", aggfunc="sum", sort=False)
         table[::-1].plot.barh(stacked=True, ax=ax)
         see = f"{times['seconds'].sum():,.0f} in all; base model, SFT and PRM are in 0. Sec. 3.3."
-        figures.append(figure(ax, "Seconds of each iteration", see))
-    return figures + [surface_figure(d) for d in run.ledger]
+        figures.append(figure(ax, "Seconds of each iteration", see, folder))
+    return figures + [surface_figure(d, folder) for d in run.ledger]
 
 
-def surface_figure(d: dict) -> str:
+def surface_figure(d: dict, folder: Path) -> str:
     """The query effect at every (T, tau) of a decision."""
     ax = axes(xlabel="temperature T", ylabel="threshold tau")
     T, tau = np.meshgrid(d["temperatures"], d["taus"], indexing="ij")
@@ -457,7 +458,7 @@ def surface_figure(d: dict) -> str:
     see = "Ring: the choice; dots: points within noise of it. Table 2."
     if not np.any(d["surface"]):
         see = "No right answer was selected at any point, so T and tau are the default."
-    return figure(ax, f"Query effect on the subset, iteration {d['iter']}", see)
+    return figure(ax, f"Query effect on the subset, iteration {d['iter']}", see, folder)
 
 
 def axes(**labels: str):
@@ -469,13 +470,14 @@ def axes(**labels: str):
     return ax
 
 
-def figure(ax, title: str, see: str) -> str:
-    """What is drawn on axes, as HTML."""
+def figure(ax, title: str, see: str, folder: Path) -> str:
+    """What is drawn on axes, as HTML; also a PNG file in the folder."""
     if len(ax.get_legend_handles_labels()[1]) > 1:
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), fontsize=8)
-    png = io.BytesIO()
+    folder.mkdir(parents=True, exist_ok=True)
+    png = folder / (re.sub(r"\W+", "_", title) + ".png")
     ax.figure.savefig(png, dpi=140, bbox_inches="tight")
-    image = base64.b64encode(png.getvalue()).decode()
+    image = base64.b64encode(png.read_bytes()).decode()
     title, see = escape(title), escape(see)
     return (
         f'<figure><h3>{title}</h3><img alt="{title}. {see}" src="data:image/png;base64,{image}">'
@@ -504,15 +506,15 @@ th:first-child,td:first-child{{text-align:left}}
 
 
 def report(runs: Sequence[Run], out: Path, against: Path | None = None) -> Path:
-    """Writes out/report.html, which needs nothing else."""
-    groups = by_seed(runs)
+    """Writes out/report.html, which needs nothing else, and its figures as out/figures/*.png."""
+    groups, figures = by_seed(runs), out / "figures"
     parts = [verdict(name, group) for name, group in groups.items()]
     parts.append(html(summary(runs, against)))
     parts += [f'<pre class="alarm">{escape(warnings(run))}</pre>' for run in runs]
     parts.append(settings(groups))
-    parts.append(section("Over the iterations", curve_figures(groups)))
+    parts.append(section("Over the iterations", curve_figures(groups, figures)))
     for run in runs:
-        parts.append(section(run.name, run_figures(run) + response_cards(run)))
+        parts.append(section(run.name, run_figures(run, figures / run.name) + response_cards(run)))
         if run.ledger:
             parts.append(html(decisions_table(run.ledger)))
     page = out / "report.html"

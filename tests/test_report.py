@@ -362,7 +362,7 @@ def test_the_time_counts_base_sft_and_prm(tmp_path, monkeypatch):
     path = make_run(tmp_path / "run", method="sft")
     start = [{"iter": 0, "phase": phase, "seconds": 1000.0} for phase in ("base", "sft", "prm")]
     (path / "times.jsonl").write_text("\n".join(map(json.dumps, [*start, {"iter": 1}])))
-    report.run_figures(report.read_run(path))
+    report.run_figures(report.read_run(path), tmp_path)
     [(ax, see)] = drawn
     assert ax.get_legend_handles_labels()[1] == ["base", "sft", "prm"] and "3,000 in all" in see
 
