@@ -411,7 +411,8 @@ def curve_figures(groups: dict[str, list[Run]], folder: Path) -> list[str]:
     figures = {}
     for key, see in PLOTS.items():
         key = spelled(key, lines[-1])
-        if key in values.select_dtypes("number") and values[key].any():
+        without_equations = key == "distinct" and not values.get(key, pd.Series()).any()
+        if key in values.select_dtypes("number") and not without_equations:
             cell = values.groupby(["iter", "group"])[key]
             mean = cell.mean().unstack()[list(groups)].dropna(how="all")
             error = cell.sem().unstack().fillna(0)

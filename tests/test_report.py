@@ -334,7 +334,7 @@ def test_the_page_shows_decisions_and_settings(page):
 @pytest.mark.parametrize("prm", [False, True])
 def test_curves_are_means_over_seeds(tmp_path, monkeypatch, prm):
     drawn = {}
-    monkeypatch.setattr(report, "figure", lambda ax, title, see: drawn.setdefault(title, ax) and "")
+    monkeypatch.setattr(report, "figure", lambda ax, title, *_: drawn.setdefault(title, ax) and "")
     paths = [make_run(tmp_path / f"{s}", s, passes=(10.0 * s, 30.0), prm=prm) for s in (1, 3)]
     report.report(list(map(report.read_run, paths)), tmp_path)
     names = ["pass@1", "distinct", "pass@8", "pass@8-2", "reward@8-2", "temperature", "tau", "qe"]
@@ -358,7 +358,7 @@ def test_no_figure_comes_twice(tmp_path):
 
 def test_the_time_counts_base_sft_and_prm(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(report, "figure", lambda ax, title, see: drawn.append((ax, see)))
+    monkeypatch.setattr(report, "figure", lambda ax, title, see, folder: drawn.append((ax, see)))
     path = make_run(tmp_path / "run", method="sft")
     start = [{"iter": 0, "phase": phase, "seconds": 1000.0} for phase in ("base", "sft", "prm")]
     (path / "times.jsonl").write_text("\n".join(map(json.dumps, [*start, {"iter": 1}])))
