@@ -29,6 +29,7 @@ from trainer import (
     CONTEXT,
     autocast,
     beside,
+    body,
     device,
     memory_by,
     model_config,
@@ -36,6 +37,7 @@ from trainer import (
     needs,
     seed_of,
     token_nll,
+    tolerance,
     write,
 )
 
@@ -117,9 +119,13 @@ def read_chunk(part: Path, n_queries: int, n: int) -> list[list[Sample]] | None:
 class HFEngine(Engine):
     """Samples from the policy itself: no start-up, no copy of the weights, nothing to go stale."""
 
+    kind = loop = None  # the class of the last policy, and the loop that samples from it
+
     def wake(self, policy) -> None:
-        """Takes the policy to sample from."""
+        """Takes the policy to sample from; the first of its kind chooses the loop."""
         self.policy = policy.eval()
+        if type(policy) is not self.kind:
+            self.kind, self.loop = type(policy), self.choose_loop()
 
     def sleep(self) -> None:
         """Lets go of the policy."""
@@ -150,18 +156,26 @@ class HFEngine(Engine):
                 yield rows, min(fit, n - start)
 
     def generate(self, prompts: list[list[int]], n: int, temperature: float, seed: int):
-        """One batch of n responses to each prompt, as Samples.
+        """One batch of n responses to each prompt, as Samples."""
+        tokens = self.loop(prompts, n, temperature, seed, self.cfg.max_tokens)
+        rows = [up_to_stop(row, self.stop_ids) for row in tokens.tolist()]
+        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+        reasons = ["stop" if len(row) < self.cfg.max_tokens else "length" for row in rows]
+        return [Sample(text, reason) for text, reason in zip(texts, reasons)]
+
+    def own_loop(self, prompts, n: int, temperature: float, seed: int, max_tokens: int):
+        """Tokens (B n, max_tokens); those after a stop token mean nothing.
 
         Two things that `model.generate` does not do make it 2-3 times faster: a prompt is read once
         for its n responses, and responses that have ended leave the batch.
         """
         import torch
 
-        batch = Batch(self.policy, prompts, n, self.cfg.max_tokens, self.stop_ids)
+        batch = Batch(self.policy, prompts, n, max_tokens, self.stop_ids)
         generator = torch.Generator(self.policy.device).manual_seed(seed)
         with torch.inference_mode(), autocast(cache=True):
             hidden = batch.read_prompts()
-            for step in range(self.cfg.max_tokens):
+            for step in range(max_tokens):
                 logits = self.policy.get_output_embeddings()(hidden).float()  # (rows, vocabulary)
                 if temperature:
                     p = (logits / temperature).softmax(-1)
@@ -169,15 +183,79 @@ class HFEngine(Engine):
                 else:
                     token = logits.argmax(-1)
                 token = batch.append(step, token)
-                if len(token) == 0 or step + 1 == self.cfg.max_tokens:
+                if len(token) == 0 or step + 1 == max_tokens:
                     break
                 hidden = batch.read(token)
+        return batch.tokens
 
-        cut_off = batch.unended()
-        rows = [up_to_stop(row, self.stop_ids) for row in batch.tokens.tolist()]
-        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
-        reasons = ["length" if i in cut_off else "stop" for i in range(len(texts))]
-        return [Sample(text, reason) for text, reason in zip(texts, reasons)]
+    def model_loop(self, prompts, n: int, temperature: float, seed: int, max_tokens: int):
+        """The same by the model's own generate, for caches that our loop can't repeat."""
+        import torch
+        from transformers import GenerationConfig
+
+        ids, mask = left_padded(prompts, self.policy.device)
+        settings = GenerationConfig(
+            do_sample=temperature > 0,
+            temperature=temperature or 1.0,
+            top_k=0,
+            max_new_tokens=max_tokens,
+            eos_token_id=self.stop_ids,
+            pad_token_id=self.stop_ids[0],
+        )
+        ids, mask = ids.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
+        own_settings = self.policy.generation_config
+        self.policy.generation_config = GenerationConfig()  # else its penalties are added
+        with torch.random.fork_rng(), torch.inference_mode(), autocast(cache=True):
+            torch.manual_seed(seed)  # generate takes no torch.Generator
+            out = self.policy.generate(ids, attention_mask=mask, generation_config=settings)
+        self.policy.generation_config = own_settings
+        return out[:, ids.shape[1] :]
+
+    def choose_loop(self) -> Callable:
+        """The first loop that passes the self-test; raises UserError where neither does."""
+        name, reason = type(self.policy).__name__, ""
+        for loop in (self.own_loop, self.model_loop):
+            try:
+                if self.is_greedy(loop):
+                    if reason:
+                        print(
+                            f"{name}: sampled by its own generate, slower: {reason}",
+                            file=sys.stderr,
+                        )
+                    return loop
+                reason = "greedy tokens are not the model's own"
+            except Exception as e:  # an unknown kind of cache: any exception type
+                reason = f"{type(e).__name__}: {data.hub_reason(e)}"
+        raise UserError(
+            f"{name} can't be sampled from with --engine hf ({reason}); "
+            "take --engine vllm, or a Llama, Mistral or Qwen"
+        )
+
+    def is_greedy(self, loop: Callable) -> bool:
+        """The self-test: a loop's greedy tokens are those of passes without cache or padding."""
+        import torch
+
+        prompts = [list(range(3, end)) for end in (11, 5, 8, 4)]
+        tokens = loop(prompts, 2, 0.0, 0, 4)[1::2]  # (4, 4)
+        for prompt, row in zip(prompts, tokens.tolist()):
+            row = row[: len(up_to_stop(row, self.stop_ids)) + 1]
+            ids = torch.tensor([prompt + row], device=self.policy.device)
+            with torch.inference_mode(), autocast(cache=True):
+                logits = self.policy(ids).logits[0, len(prompt) - 1 : -1].float()  # (new, V)
+            picked, best = logits[range(len(row)), row], logits.amax(-1)
+            if (picked < best - tolerance(self.policy) * logits.abs().amax(-1)).any():
+                return False
+        return True
+
+
+def left_padded(prompts: list[list[int]], device):
+    """ids (B, L) and the mask (B, L) of their tokens."""
+    import torch
+
+    L = max(map(len, prompts))
+    ids = [[0] * (L - len(p)) + p for p in prompts]
+    mask = [[0] * (L - len(p)) + [1] * len(p) for p in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
 class Batch:
@@ -187,12 +265,9 @@ class Batch:
         import torch
         from transformers import DynamicCache
 
-        device, L = policy.device, max(map(len, prompts))
-        padded = [[0] * (L - len(p)) + p for p in prompts]
-        is_prompt = [[0] * (L - len(p)) + [1] * len(p) for p in prompts]
-        self.ids = torch.tensor(padded, device=device)  # (B, L)
-        self.mask = torch.tensor(is_prompt, device=device)  # (rows, read so far)
-        self.body, self.n = policy.base_model, n
+        device = policy.device
+        self.ids, self.mask = left_padded(prompts, device)  # (B, L), (rows, read so far)
+        self.body, self.n = body(policy), n
         self.cache = DynamicCache(config=policy.config)
         self.stops = torch.tensor(stop_ids, device=device)
         size = (len(prompts) * n, max_tokens)
@@ -214,9 +289,13 @@ class Batch:
     def read_prompts(self):
         """Reads each prompt once, then repeats it for its n responses."""
         hidden = self.forward(self.ids, (self.mask.cumsum(1) - 1).clamp(min=0))
-        self.mask = self.mask.repeat_interleave(self.n, 0)
-        self.cache.batch_repeat_interleave(self.n)
-        return hidden.repeat_interleave(self.n, 0)
+        return hidden[self.take(self.live // self.n)]
+
+    def take(self, rows):
+        """Takes rows of mask and cache, each as often as it is named; returns rows."""
+        self.mask = self.mask[rows]
+        self.cache.reorder_cache(rows)  # every kind of cache has it
+        return rows
 
     def append(self, step: int, token):
         """Keeps the tokens (rows,) of a step; returns those of the rows that stay."""
@@ -226,10 +305,8 @@ class Batch:
         self.ended = self.ended | torch.isin(token, self.stops)
         if self.ended.float().mean() > 0.2:  # not at every step: a copy of the cache costs
             stay = (~self.ended).nonzero()[:, 0]
-            self.live, self.mask = self.live[stay], self.mask[stay]
-            self.ended, token = self.ended[stay], token[stay]
-            if len(stay):
-                self.cache.batch_select_indices(stay)
+            self.live, self.ended, token = self.live[stay], self.ended[stay], token[stay]
+            self.take(stay)
         return token
 
     def read(self, token):
@@ -238,10 +315,6 @@ class Batch:
 
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
         return self.forward(token[:, None], self.mask.sum(1, keepdim=True) - 1)
-
-    def unended(self) -> set[int]:
-        """Rows of `tokens` without a stop token: cut off."""
-        return set(self.live[~self.ended].tolist())
 
 
 def up_to_stop(row: list[int], stop_ids: list[int]) -> list[int]:

@@ -1,0 +1,150 @@
+"""Architectures: right, refused with one line, or sampled through the model's own generate."""
+
+import pytest
+import torch
+import transformers
+from conftest import tiny_llama
+from test_engine import STOPS, Numbers, greedy, ids_of
+
+import trainer
+from config import Config
+from data import UserError
+from engine import HFEngine
+from trainer import State, load_policy, save
+
+PROMPTS = [[4, 30, 7, 19, 5, 28], [8, 40], [33, 12, 3]]
+LOUD = dict(initializer_range=0.3, bos_token_id=1, eos_token_id=3, pad_token_id=0)
+MLA = dict(q_lora_rank=16, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8)
+MLA |= dict(n_group=1, topk_group=1)
+EXPERTS = dict(moe_intermediate_size=32, num_experts_per_tok=2)
+LINEAR = dict(linear_key_head_dim=8, linear_value_head_dim=8, linear_num_value_heads=4)
+HYBRID = dict(num_hidden_layers=4, linear_num_key_heads=2, **LINEAR)
+MAMBA = dict(mamba_d_ssm=64, mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8, mamba_chunk_size=4)
+RIGHT = {
+    "llama": {},
+    "mistral": dict(sliding_window=4),
+    "mixtral": {},
+    "qwen2": {},
+    "qwen3": dict(head_dim=8),
+    "qwen3_5_text": dict(head_dim=16, **HYBRID),
+    "qwen3_next": dict(head_dim=16, num_experts=4, **HYBRID, **EXPERTS),
+    "deepseek_v3": dict(num_key_value_heads=4, n_routed_experts=4, **MLA, **EXPERTS),
+    "llama4_text": dict(intermediate_size_mlp=64, head_dim=8, num_local_experts=2),
+    "falcon_h1": MAMBA,
+    "gpt2": {},
+    "gpt_neox": {},
+    "gemma": dict(head_dim=8),
+    "gemma3_text": dict(head_dim=8),
+    "phi3": {},
+    "granite": {},
+}
+BY_GENERATE = {
+    "mamba": dict(state_size=8),
+    "minimax": dict(head_dim=8, block_size=4),
+    "openai-gpt": {},
+}
+OWN_LOSS = "its own loss is not the one here"
+LATER = "later tokens change the loss of earlier ones"
+WRONG = {
+    "gemma2": (dict(head_dim=8, initializer_range=0.02), OWN_LOSS),
+    "granite": (dict(logits_scaling=8.0), OWN_LOSS),
+    "cohere": ({}, OWN_LOSS),
+    "falcon_h1": (dict(lm_head_multiplier=0.5, **MAMBA), OWN_LOSS),
+    "modernbert-decoder": ({}, OWN_LOSS),
+    "recurrent_gemma": (dict(lru_width=32, attention_window_size=8), OWN_LOSS),
+    "bart": (dict(d_model=32, decoder_attention_heads=4, decoder_layers=2), OWN_LOSS),
+    "bert": ({}, LATER),
+    "bert-generation": ({}, LATER),
+    "roberta": ({}, LATER),
+    "xmod": ({}, "its loss ends in ValueError: Input language unknown"),
+}
+
+
+def load(folder, kind: str, settings: dict):
+    """A model of random weights, as a run would load it."""
+    tiny_llama(kind, **{**LOUD, **settings}).save_pretrained(folder)
+    return load_policy(Config(), folder)
+
+
+def sampler_of(policy) -> HFEngine:
+    sampler = HFEngine(Config(max_tokens=10), Numbers(), None, STOPS)
+    sampler.wake(policy)
+    return sampler
+
+
+def check(policy) -> HFEngine:
+    """Loss and greedy samples against the plainest code; a seed gives its samples."""
+    row = [4, 30, 7, 19, 5, 28, 41, 9]
+    with torch.no_grad():
+        logp = policy(torch.tensor([row]), use_cache=False).logits[0].log_softmax(-1)
+        nll = trainer.token_nll(policy, [row, row[:4]], [2, 1])
+    want = [-logp[i - 1, row[i]].item() for i in [2, 3, 4, 5, 6, 7, 1, 2, 3]]
+    assert nll.tolist() == pytest.approx(want, abs=1e-3)
+
+    sampler = sampler_of(policy)
+    for prompt, [s] in zip(PROMPTS, sampler.sample(PROMPTS, 1, 0.0, seed=0)):
+        assert (ids_of(s), s.finish_reason) == greedy(policy, prompt, STOPS, 10)
+    state = torch.get_rng_state()
+    a, b, c = (sampler.sample(PROMPTS, 4, 1.0, seed) for seed in (7, 7, 8))
+    assert a == b != c and [len(group) for group in a] == [4] * 3
+    assert torch.equal(state, torch.get_rng_state())
+    return sampler
+
+
+@pytest.mark.parametrize("kind", RIGHT)
+def test_right_models(tmp_path, kind, capsys):
+    sampler = check(load(tmp_path, kind, RIGHT[kind]))
+    assert sampler.loop == sampler.own_loop and "generate" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", BY_GENERATE)
+def test_models_that_sample_by_their_own_generate(tmp_path, kind, capsys):
+    sampler = check(load(tmp_path, kind, BY_GENERATE[kind]))
+    assert sampler.loop == sampler.model_loop
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "generate" in line]
+    assert f"{type(sampler.policy).__name__}: sampled by its own generate, slower: " in line
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_models_are_refused_in_one_line(tmp_path, kind):
+    settings, reason = WRONG[kind]
+    with pytest.raises(UserError, match=f"--model .*: .*{reason}.*; take a decoder such as") as e:
+        load(tmp_path, kind, settings)
+    assert "\n" not in str(e.value)
+
+
+def test_generate_samples_the_whole_distribution_whatever_the_model_prefers():
+    policy = tiny_llama(**LOUD)
+    policy.generation_config = transformers.GenerationConfig(top_k=2, repetition_penalty=9.0)
+    sampler = sampler_of(policy)
+    logits = policy(torch.tensor(PROMPTS[:1])).logits[0, -1]
+    for T in (0.5, 2.0):
+        tokens = sampler.model_loop(PROMPTS[:1], 4000, T, seed=0, max_tokens=1)[:, 0]
+        share = torch.bincount(tokens, minlength=44) / 4000
+        assert (share - (logits / T).softmax(-1)).abs().sum() < 0.1
+    sampler.loop = sampler.model_loop
+    for prompt, [s] in zip(PROMPTS, sampler.sample(PROMPTS, 1, 0.0, seed=0)):
+        assert (ids_of(s), s.finish_reason) == greedy(policy, prompt, STOPS, 10)
+    assert policy.generation_config.repetition_penalty == 9.0
+
+
+def test_a_model_that_neither_loop_samples_right_is_refused(tmp_path):
+    policy = load(tmp_path, "rwkv", {})  # it reads padding like any token
+    with pytest.raises(UserError, match="RwkvForCausalLM can't be sampled .* take --engine vllm"):
+        sampler_of(policy)
+
+
+def test_the_self_tests_run_once_and_not_at_a_checkpoint(toy, tmp_path, monkeypatch):
+    losses, loops = [], []
+    monkeypatch.setattr(trainer, "check_loss", lambda policy, model: losses.append(model))
+    policy = load_policy(toy.cfg, toy.start)
+    policy.save_pretrained(tmp_path / "foreign")
+    save(State(1, policy), tmp_path / "ours", toy.setup.tokenizer)
+    for name in ("foreign", "ours"):
+        load_policy(toy.cfg, tmp_path / name)
+    assert losses == [tmp_path / "foreign"]
+
+    monkeypatch.setattr(HFEngine, "is_greedy", lambda self, loop: loops.append(loop) or True)
+    sampler = sampler_of(policy)
+    sampler.wake(toy.policy())
+    assert len(loops) == 1
