@@ -114,14 +114,14 @@ def test_wrong_models_are_refused_in_one_line(tmp_path, kind):
 
 
 def test_generate_samples_the_whole_distribution_whatever_the_model_prefers():
-    policy = tiny_llama(**LOUD)
+    policy = tiny_llama(vocab_size=200, **LOUD)  # generate's own top_k is 50
     policy.generation_config = transformers.GenerationConfig(top_k=2, repetition_penalty=9.0)
     sampler = sampler_of(policy)
     logits = policy(torch.tensor(PROMPTS[:1])).logits[0, -1]
     for T in (0.5, 2.0):
         tokens = sampler.model_loop(PROMPTS[:1], 4000, T, seed=0, max_tokens=1)[:, 0]
-        share = torch.bincount(tokens, minlength=44) / 4000
-        assert (share - (logits / T).softmax(-1)).abs().sum() < 0.1
+        share = torch.bincount(tokens, minlength=200) / 4000
+        assert (share - (logits / T).softmax(-1)).abs().sum() < 0.3
     sampler.loop = sampler.model_loop
     for prompt, [s] in zip(PROMPTS, sampler.sample(PROMPTS, 1, 0.0, seed=0)):
         assert (ids_of(s), s.finish_reason) == greedy(policy, prompt, STOPS, 10)
