@@ -23,6 +23,7 @@ from typing import Callable, Iterator
 import numpy as np
 
 import data
+import ranks
 from config import Config
 from data import Query, Sample, UserError
 from trainer import (
@@ -72,24 +73,33 @@ class Engine:
         """n responses to each query from the whole distribution; temperature 0 is greedy.
 
         The same seed, name and policy give the same responses. Every --chunk queries are kept in
-        parts/NAME until the iteration is written, so that a kill loses one chunk at most.
+        parts/NAME until the iteration is written, so that a kill loses one chunk at most. Several
+        processes sample a chunk each in turn, and read the others' chunks there.
         """
         prompt = prompt or self.prompt
-        groups = []
+        self.check([prompt(q) for q in queries[:4]])
         bar = data.progress(len(queries) * n, name)
-        for k in range(0, len(queries), self.cfg.chunk):
+        chunks = {}
+        for turn, k in enumerate(range(0, len(queries), self.cfg.chunk)):
             part = self.parts / f"{name}.{k}.jsonl.gz"
             asked = queries[k : k + self.cfg.chunk]
-            chunk = read_chunk(part, len(asked), n)
-            if chunk is None:
+            chunks[part] = whole_chunk(part, len(asked), n)
+            if chunks[part] is None and turn % ranks.WORLD == ranks.RANK:
                 prompts = [prompt(q) for q in asked]
-                chunk = self.sample(prompts, n, temperature, seed_of(self.cfg.seed, name, k), bar)
-                write_chunk(part, chunk)
+                seed = seed_of(self.cfg.seed, name, k)
+                chunks[part] = self.sample(prompts, n, temperature, seed, bar)
+                write_chunk(part, chunks[part])
             else:
                 bar.update(len(asked) * n)
-            groups += chunk
         bar.close()
+        ranks.wait()
+        groups = []
+        for part, chunk in chunks.items():
+            groups += read_chunk(part) if chunk is None else chunk
         return groups
+
+    def check(self, prompts: list[list[int]]) -> None:
+        """Stops the run where the engine does not hold the policy's weights."""
 
 
 def write_chunk(part: Path, groups: list[list[Sample]]) -> None:
@@ -98,13 +108,18 @@ def write_chunk(part: Path, groups: list[list[Sample]]) -> None:
     write(part, gzip.compress("\n".join(lines).encode(), 3, mtime=0))
 
 
-def read_chunk(part: Path, n_queries: int, n: int) -> list[list[Sample]] | None:
+def read_chunk(part: Path) -> list[list[Sample]]:
+    """The samples that write_chunk wrote."""
+    lines = gzip.decompress(part.read_bytes()).decode().splitlines()
+    return [[Sample(*pair) for pair in json.loads(line)] for line in lines]
+
+
+def whole_chunk(part: Path, n_queries: int, n: int) -> list[list[Sample]] | None:
     """n samples of each of n_queries, None where the file is missing or is not that."""
     if not part.exists():
         return None
     try:
-        lines = gzip.decompress(part.read_bytes()).decode().splitlines()
-        groups = [[Sample(*pair) for pair in json.loads(line)] for line in lines]
+        groups = read_chunk(part)
         if [len(group) for group in groups] == [n] * n_queries:
             return groups
     except (OSError, EOFError, ValueError, TypeError):
@@ -123,9 +138,9 @@ class HFEngine(Engine):
 
     def wake(self, policy) -> None:
         """Takes the policy to sample from; the first of its kind chooses the loop."""
-        self.policy = policy.eval()
-        if type(policy) is not self.kind:
-            self.kind, self.loop = type(policy), self.choose_loop()
+        self.policy = ranks.replica(policy).eval()
+        if type(self.policy) is not self.kind:
+            self.kind, self.loop = type(self.policy), self.choose_loop()
 
     def sleep(self) -> None:
         """Lets go of the policy."""
@@ -362,7 +377,9 @@ class VLLMEngine(Engine):
         """vLLM's LLM, with random weights."""
         from vllm import LLM
 
-        cfg = self.cfg
+        cfg, more = self.cfg, {}
+        if ranks.WORLD > 1:  # vLLM's own name for an engine that each of torchrun's processes has
+            more = {"distributed_executor_backend": "external_launcher"}
         return LLM(
             str(model),
             load_format="dummy",
@@ -373,6 +390,7 @@ class VLLMEngine(Engine):
             max_model_len=cfg.max_length + cfg.max_tokens,
             generation_config="vllm",
             **self.memory(model),
+            **more,
         )
 
     def memory(self, model: str | Path) -> dict:
@@ -406,7 +424,8 @@ class VLLMEngine(Engine):
         if self.gpu:
             torch.cuda.empty_cache()  # vLLM's memory is not torch's: what training freed goes first
             self.llm.wake_up(tags=["weights"])
-        weights = iter(policy.state_dict().items())
+        # of several processes each takes every weight, one at a time
+        weights = ((name, ranks.full(x)) for name, x in policy.state_dict().items())
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         if self.gpu:
             self.llm.wake_up(tags=["kv_cache"])
@@ -416,6 +435,12 @@ class VLLMEngine(Engine):
         if self.gpu:
             self.outside = torch.get_num_threads()
             torch.set_num_threads(self.threads)
+
+    def check(self, prompts: list[list[int]]) -> None:
+        """Checks the weight canary, once after a swap."""
+        if not self.checked:
+            self.check_canary(prompts)
+            self.checked = True
 
     def sleep(self) -> None:
         """Level 2: nothing is kept, so nothing stale can be sampled."""
@@ -428,10 +453,7 @@ class VLLMEngine(Engine):
 
     @memory_by("a smaller --gpu-memory")
     def sample(self, prompts: list[list[int]], n: int, temperature: float, seed: int, bar=None):
-        """n Samples of each prompt; the first call after a swap checks the weight canary."""
-        if not self.checked:
-            self.check_canary(prompts[:4])
-            self.checked = True
+        """n Samples of each prompt."""
         outputs = self.generate(prompts, n, temperature, self.cfg.max_tokens, seed, bar=bar)
         return [self.as_samples(output.outputs) for output in outputs]
 
@@ -483,17 +505,16 @@ class VLLMEngine(Engine):
         """|log p_engine - log p_policy| of every token of one short response to each prompt."""
         import torch
 
-        gaps = []
+        rows, theirs = [], []
         outputs = self.generate(prompts, 1, 1.0, 16, self.cfg.seed, logprobs=0)
         for prompt, output in zip(prompts, outputs):
             [response] = output.outputs
             tokens = up_to_stop(list(response.token_ids), self.stop_ids)
-            theirs = [row[t].logprob for row, t in zip(response.logprobs, tokens)]
-            if tokens:
-                with torch.no_grad():
-                    nll = token_nll(self.policy, [prompt + tokens], [len(prompt)])  # (tokens,)
-                gaps += (-nll.cpu() - torch.tensor(theirs)).abs().tolist()
-        return gaps
+            rows.append(prompt + tokens)
+            theirs += [row[t].logprob for row, t in zip(response.logprobs, tokens)]
+        with torch.no_grad():  # in one pass: several processes make as many
+            nll = token_nll(self.policy, rows, list(map(len, prompts)))  # (tokens of all rows,)
+        return (-nll.cpu() - torch.tensor(theirs)).abs().tolist()
 
     def check_canary(self, prompts: list[list[int]]) -> float:
         """Stops a run whose engine does not hold this very policy: stale weights are silent.
