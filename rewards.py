@@ -14,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple
 
+import ranks
 from data import Query, Sample, UserError, hub_reason, micro_batches, progress, text_ids
 from grader import extract_answer, grade
 from toy import CHECKERS
@@ -82,7 +83,11 @@ def judge(
     texts = [s.response for s in responses]
     golds = [q.gold for q in queries]
     questions = [q.text for q in queries]
-    correct = grade(texts, golds, task, questions)
+
+    def right(texts, golds, questions) -> list[bool]:
+        return grade(texts, golds, task, questions)
+
+    correct = ranks.dealt(right, texts, golds, questions)
     steps = step_scores(questions, texts, task, reward, prm)
     check = CHECKERS.get(task)
     for s, question, ok, p in zip(responses, questions, correct, steps, strict=True):
@@ -322,9 +327,15 @@ class PRM:
 
         L, device = max(map(len, rows)), self.model.device
         ids = torch.tensor([row + [0] * (L - len(row)) for row in rows], device=device)  # (B, L)
+        return ranks.inside(self.model, self.logits_at, ids, places).float()
+
+    def logits_at(self, ids, places: list[list[int]]):
+        """`logits` of padded ids (B, L)."""
+        import torch
+
         hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        at = [hidden[b, places[b]] for b in range(len(rows))]  # (steps of a row, width) each
-        return self.format.head(self.model, self.tokenizer, torch.cat(at)).float()
+        at = [hidden[b, where] for b, where in enumerate(places)]  # (steps of a row, width) each
+        return self.format.head(self.model, self.tokenizer, torch.cat(at))
 
     @contextmanager
     def on_gpu(self) -> Iterator[None]:
@@ -367,8 +378,8 @@ class PRM:
         """Step scores of (ids, places), in batches of like length within the token budget."""
         scores = [[0.0] * max(1, len(places)) for _, places in inputs]
         rows = [(ids[: self.limit], k) for k, (ids, _) in enumerate(inputs) if ids]
-        odd = 0
-        for batch, which in micro_batches(rows, self.budget):
+        mine, odd = {}, 0
+        for batch, which in list(micro_batches(rows, self.budget))[ranks.RANK :: ranks.WORLD]:
             places = []
             for k in which:
                 places.append(inputs[k][1][: bisect_left(inputs[k][1], self.limit)])
@@ -376,7 +387,11 @@ class PRM:
             odd += int(p.isnan().sum())
             values = iter(p.nan_to_num(0.0).tolist())
             for k, at in zip(which, places):
-                scores[k][: len(at)] = [next(values) for _ in at]
+                mine[k] = [next(values) for _ in at]
+        for part in ranks.gathered(mine):
+            for k, of_steps in part.items():
+                scores[k][: len(of_steps)] = of_steps
+        odd = sum(ranks.gathered(odd))
         if odd:
             print(f"PRM: {odd} step scores are not a number and count as 0", file=sys.stderr)
         return scores
