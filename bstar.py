@@ -1,7 +1,8 @@
 """B-STaR: self-taught reasoning that watches exploration and exploitation, and balances them.
 
     python bstar.py                                   number walks, on a CPU, in minutes
-    python bstar.py --task math                       the paper's main run, on one GPU node (vLLM)
+    python bstar.py --task math                       the paper's main run, on one GPU (vLLM)
+    torchrun --nproc-per-node 8 bstar.py --task math  the same on eight
     python bstar.py --task gsm8k --model DIR --train-file train.jsonl --test-file test.jsonl
     python bstar.py --method online-rft --tau 0.2     a baseline, at a fixed tau
 
@@ -29,6 +30,7 @@ import numpy as np
 
 import data
 import metrics
+import ranks
 import rewards
 import toy
 import train_prm
@@ -141,7 +143,7 @@ def improve(M: State, queries: list[Query], kept, setup: Setup, cfg: Config) -> 
 
     policy, optimizer = M.policy, M.optimizer
     if method.from_base:
-        policy.load_state_dict(load_policy(cfg, setup.base, "cpu").state_dict())
+        ranks.load(policy, load_policy(cfg, setup.base, "cpu").state_dict())
     if optimizer is None or not method.inherit:
         optimizer = adamw(policy, cfg.lr)
     place(optimizer, policy.device)
@@ -294,4 +296,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    data.run(main)
+    data.run(ranks.together(main))

@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 
 import data
 import metrics
+import ranks
 import report
 import sandbox
 import toy
@@ -65,6 +66,13 @@ class Run:
     def __init__(self, cfg: Config):
         cfg.out = cfg.out or f"runs/{cfg.task}-{cfg.method}-{cfg.reward}-{cfg.seed}"
         self.cfg, self.out = cfg, Path(cfg.out)
+        self.open()
+        self.rows = whole_rows(self.out / "metrics.jsonl")
+        self.clock = time.perf_counter()
+
+    @ranks.by_first
+    def open(self) -> None:
+        """Locks the folder, checks its config, and clears what a killed process left."""
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             self.lock = FileLock(self.out / "lock", is_singleton=True)
@@ -74,10 +82,8 @@ class Run:
         except OSError as e:
             raise UserError(f"--out {self.out}: {e.strerror}") from None
         self.check_config()
-        for leftover in self.out.rglob(".*.tmp"):  # of a killed process
+        for leftover in self.out.rglob(".*.tmp"):
             remove(leftover)
-        self.rows = whole_rows(self.out / "metrics.jsonl")
-        self.clock = time.perf_counter()
 
     def check_config(self) -> None:
         """Writes config.json, or compares it with the one that is there."""
@@ -118,6 +124,7 @@ class Run:
         """True if the last iteration's metrics are written."""
         return len(self.rows) > self.cfg.last_iter
 
+    @ranks.by_first
     def lap(self, t: int, phase: str) -> None:
         """Appends the seconds since the last lap to times.jsonl.
 
@@ -135,6 +142,7 @@ class Run:
         lines = [json.dumps(r) + "\n" for r in [*rows, row]]
         write(self.out / name, "".join(lines).encode())
 
+    @ranks.by_first
     def save_decision(self, t: int, decision: dict, reward, correct, text) -> None:
         """The ledger's line of an iteration, and the samples it was decided on, for replay."""
         path = self.out / "samples" / f"balance_{t}.npz"
@@ -151,6 +159,7 @@ class Run:
                 file=sys.stderr,
             )
 
+    @ranks.by_first
     def print_probe(self, M: int) -> None:
         """Prints what iteration 1 would find at each temperature   [--probe]
 
@@ -169,6 +178,7 @@ class Run:
             R = f"{N / kept:.1f}" if kept else "-"
             print(f"| {T:g} | {100 * right:.1f} | {unique:.2f} | {kept} | {R} |")
 
+    @ranks.by_first
     def save_samples(self, t: int, queries: list[Query], pool, kept) -> None:
         """samples/iter_N.jsonl.gz: one object a sample, for anyone to read."""
         chosen = {id(s) for group in kept for s in group}
@@ -183,6 +193,7 @@ class Run:
         content = gzip.compress("\n".join(lines).encode(), 5, mtime=0)
         write(self.out / "samples" / f"iter_{t}.jsonl.gz", content)
 
+    @ranks.by_first
     def end_iteration(self, row: dict, start: Path | str) -> None:
         """Writes an iteration's metrics, and it is done; prints its line and the new alarms."""
         row = {"iter": row["iter"], "eval_samples": self.cfg.eval_samples, "S": self.cfg.S, **row}
@@ -209,6 +220,7 @@ class Run:
                 total[row["phase"]] = total.get(row["phase"], 0) + row["seconds"]
         return total
 
+    @ranks.by_first
     def finish(self) -> None:
         """Prints the run's table and writes its report."""
         remove_parts(self.out / "parts")
@@ -390,7 +402,7 @@ def toy_base(cfg: Config) -> str:
         if is_complete(folder):
             return str(folder)
         blank = folder.with_name(f".{folder.name}.blank")
-        toy.make_tiny_llama(blank, base.words, base.seed, layers=base.layers)
+        ranks.by_first(toy.make_tiny_llama)(blank, base.words, base.seed, layers=base.layers)
         tokenizer = load_tokenizer(blank)
         settings = dict(optim="adamw", batch_size=base.batch_size, clip=1.0, token_budget=4096)
         cfg = dataclasses.replace(cfg, **settings)
@@ -403,7 +415,7 @@ def toy_base(cfg: Config) -> str:
         phase = Phase("toy base", base.seed, range(n), n, peak=base.lr, end=1e-4, warmup=0.02)
         train(policy, adamw(policy, base.lr), examples, phase, cfg)
         save(State(0, policy), folder, tokenizer)
-        shutil.rmtree(blank)
+        remove(blank)
     return str(folder)
 
 

@@ -19,7 +19,7 @@ import shutil
 import sys
 import warnings
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Iterator
@@ -28,6 +28,7 @@ import numpy as np
 from filelock import FileLock
 
 import data
+import ranks
 from config import METHODS, Config
 from data import UserError
 
@@ -103,7 +104,10 @@ def autocast(cache: bool = False):
 
 
 def load_policy(cfg: Config, model: str | Path, where: str = ""):
-    """The policy, on the device or `where`; raises UserError where it can't be read or trained."""
+    """The policy, whole on `where`, else on the device, where several processes share it.
+
+    raises  UserError  where it can't be read or trained
+    """
     import transformers
 
     try:
@@ -112,8 +116,10 @@ def load_policy(cfg: Config, model: str | Path, where: str = ""):
         raise UserError(f"--model {model}: {data.hub_reason(e)}") from None
     if cfg.gradient_checkpointing:
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    policy = policy.to(where or device())
-    if not where and not (Path(model) / "complete.json").exists():  # those are made of tested ones
+    if where:
+        return policy.to(where)
+    policy = ranks.shard(policy, device())
+    if not (Path(model) / "complete.json").exists():  # those are made of tested ones
         check_loss(policy, model)
     return policy
 
@@ -245,10 +251,15 @@ def token_nll(policy, rows: list[list[int]], n_prompts: list[int]):
     is_response = ((target >= first) & (target < end)).to(policy.device)  # (B, L-1)
 
     with autocast():
-        hidden = body(policy)(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
-        logits = policy.get_output_embeddings()(hidden[is_response])  # (tokens, vocabulary)
+        logits = ranks.inside(policy, logits_at, policy, ids[:, :-1], is_response)
     targets = ids[:, 1:][is_response]  # (tokens,)
     return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def logits_at(policy, ids, places):
+    """Logits (tokens, vocabulary) at the places (B, L) of ids (B, L)."""
+    hidden = body(policy)(input_ids=ids, use_cache=False).last_hidden_state
+    return policy.get_output_embeddings()(hidden[places])
 
 
 def accumulate(policy, batch: list[tuple[list[int], int]], token_budget: int) -> float:
@@ -258,11 +269,11 @@ def accumulate(policy, batch: list[tuple[list[int], int]], token_budget: int) ->
     """
     n_tokens = sum(len(ids) - n_prompt for ids, n_prompt in batch)
     mean = 0.0
-    for rows, n_prompts in data.micro_batches(batch, token_budget):
+    for rows, n_prompts in ranks.micro_batches(batch, token_budget, nothing=len):
         loss = token_nll(policy, rows, n_prompts).sum() / n_tokens
         loss.backward()
         mean += loss.item()
-    return mean
+    return sum(ranks.gathered(mean))
 
 
 def cosine(step: int, horizon: int, peak: float, end: float, warmup: float) -> float:
@@ -343,7 +354,8 @@ def train(
         set_rate(optimizer, phase.rate(step))
         batch = [examples[j] for j in next(order)]
         loss = accumulate(policy, batch, cfg.token_budget)
-        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip).item()
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip)
+        norm = ranks.full(norm).item()
         if math.isfinite(loss + norm):
             optimizer.step()
             losses.append(loss)
@@ -459,7 +471,9 @@ def sft_key(cfg: Config, base: str, examples: list) -> str:
 def one_at_a_time(folder: Path) -> Iterator[None]:
     """Runs that share a cached folder wait for the one that makes it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    with nullcontext() if ranks.RANK else lock:
+        ranks.wait()
         yield
 
 
@@ -496,13 +510,22 @@ def save(M: State, folder: Path, tokenizer) -> None:
 
     complete.json comes last, with the fingerprint of every file.
     """
+    tied = M.policy.all_tied_weights_keys  # files hold them once, under the other name
+    weights = {name: x for name, x in M.policy.state_dict().items() if name not in tied}
+    weights = ranks.whole(weights)
+    optimizer = ranks.whole(M.optimizer.state_dict()) if M.optimizer else None
+    write_checkpoint(M, weights, optimizer, folder, tokenizer)
+
+
+@ranks.by_first
+def write_checkpoint(M: State, weights: dict, optimizer, folder: Path, tokenizer) -> None:
+    """`save`, of whole state_dicts."""
     import torch
 
     tmp = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(tmp, ignore_errors=True)
-    optimizer = M.optimizer.state_dict() if M.optimizer else None
     with writing(folder):
-        M.policy.save_pretrained(tmp)
+        M.policy.save_pretrained(tmp, state_dict=weights)
         tokenizer.save_pretrained(tmp)
         torch.save({"optimizer": optimizer, "log": M.log}, tmp / "trainer.pt")
     files = [f for f in tmp.rglob("*") if f.is_file()]
@@ -549,7 +572,7 @@ def load_trainer(folder: Path, optimizer=None) -> dict:
     saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if optimizer is not None and saved["optimizer"]:
         optimizer.state.clear()  # else both sets of moments are on the device for a moment
-        optimizer.load_state_dict(saved["optimizer"])
+        ranks.load_moments(optimizer, saved["optimizer"])
     return saved["log"]
 
 
@@ -640,6 +663,8 @@ def needs(cfg: Config, n: int, shape, gpu: bool) -> dict[str, int]:
         stages = cfg.sft_epochs // max(1, cfg.start_epoch)
     # the last two checkpoints, the best, one in writing; the SFT's
     needed["disk"] = (needed["weights"] + needed["optimizer"]) * (4 + stages)
+    for name in ("weights", "gradients", "optimizer"):
+        needed[name] //= ranks.LOCAL_WORLD  # each process keeps a share
     if shape is not None:
         needed["activations"] = activations(cfg, n, shape, gpu)
         needed["KV cache"] = kv_cache(cfg, n, shape, gpu)
