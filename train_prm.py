@@ -34,6 +34,7 @@ import numpy as np
 import config
 import data
 import metrics
+import ranks
 import rewards
 import runs
 import trainer
@@ -311,7 +312,7 @@ def accumulate(prm: PRM, _, batch: list[Example], token_budget: int) -> float:
     import torch
 
     n_steps, mean = sum(len(places) for _, (places, _) in batch), 0.0
-    for rows, at in data.micro_batches(batch, token_budget):
+    for rows, at in ranks.micro_batches(batch, token_budget, nothing=lambda ids: ([], [])):
         places, labels = [], []
         for where, y in at:
             places.append(where)
@@ -322,7 +323,7 @@ def accumulate(prm: PRM, _, batch: list[Example], token_budget: int) -> float:
         loss = -(y * log_p[:, 1] + (1 - y) * log_p[:, 0]).sum() / n_steps
         loss.backward()
         mean += loss.item()
-    return mean
+    return sum(ranks.gathered(mean))
 
 
 def count(rows: list[dict]) -> dict:
@@ -353,7 +354,7 @@ def new_prm(start: Path | str, tokenizer, template: str, cfg: PRMConfig) -> PRM:
     if cfg.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     tokenizer.init_kwargs.update(step_separator=cfg.separator, prompt_template=template)
-    return PRM(model.to(trainer.device()), tokenizer, "own", cfg.token_budget)
+    return PRM(ranks.shard(model, trainer.device()), tokenizer, "own", cfg.token_budget)
 
 
 def fit(setup: Setup, rows: list[dict], cfg: PRMConfig, out: Path) -> None:
@@ -532,4 +533,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    data.run(main)
+    data.run(ranks.together(main))
