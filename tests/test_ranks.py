@@ -1,0 +1,253 @@
+"""ranks.py: two processes on a CPU (gloo) do what one does, and survive the death of any."""
+
+import contextlib
+import copy
+import gzip
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, flags_of, tiny_llama
+
+import data
+import ranks
+import rewards
+import trainer
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+# a learned reward, on the cheapest stories; micro-batches of a few rows
+FLAGS = """
+    --task stories --reward answer+prm --toy-max-ops 2 --toy-texts 64 --toy-queries 60
+    --toy-solutions 32 --sft-epochs 2 --start-epoch 2 --steps-per-iter 3 --batch-size 8
+    --queries-per-iter 12 --K 4 --chunk 4 --max-tokens 16 --balance-queries 4 --val-queries 4
+    --eval-queries 4 --eval-samples 2 --S 1 --token-budget 256
+"""
+OF_PRM = """
+    --task stories --toy-max-ops 2 --toy-texts 64 --toy-queries 60 --toy-solutions 32
+    --sft-epochs 2 --start-epoch 2 --batch-size 8 --chunk 4 --max-tokens 16 --val-queries 4
+    --token-budget 256
+"""
+
+
+def start(cwd: Path, n: int, script: Path | str = ROOT / "bstar.py", flags: str | None = None):
+    """A script in one process or two of torchrun's; what it prints goes to files in cwd."""
+    cwd.mkdir(exist_ok=True)
+    flags = f"{' '.join(flags_of(FLAGS))} --out run" if flags is None else flags
+    python = TORCHRUN if n > 1 else [sys.executable]
+    with open(cwd / "out", "w") as out, open(cwd / "err", "w") as err:
+        argv = [*python, str(script), *flags.split()]
+        return subprocess.Popen(argv, cwd=cwd, stdout=out, stderr=err, start_new_session=True)
+
+
+def finish(p: subprocess.Popen, cwd: Path, timeout: int = 600) -> int:
+    """Its exit code; nothing of it is left behind where it takes too long."""
+    try:
+        return p.wait(timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(p.pid, signal.SIGKILL)
+        raise AssertionError((cwd / "err").read_text()[-3000:]) from None
+
+
+def run(cwd: Path, n: int, *args) -> Path:
+    """A script to its good end; returns cwd."""
+    code = finish(start(cwd, n, *args), cwd)
+    assert code == 0, (cwd / "err").read_text()[-3000:]
+    return cwd
+
+
+def kill_in(p: subprocess.Popen, cwd: Path, phase: str, rank: int | None) -> None:
+    """kill -9 of a rank, or of torchrun, when a phase has begun; checks that all end."""
+    while phase not in (cwd / "err").read_text():
+        assert p.poll() is None, (cwd / "err").read_text()[-3000:]
+        time.sleep(0.02)
+    children = Path(f"/proc/{p.pid}/task/{p.pid}/children").read_text().split()
+    workers = sorted(map(int, children))
+    os.kill(p.pid if rank is None else workers[rank], signal.SIGKILL)
+    assert finish(p, cwd) != 0
+    ended = time.monotonic() + 60
+    while any(is_alive(pid) for pid in workers):
+        assert time.monotonic() < ended, "a process stayed behind"
+        time.sleep(0.1)
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return ") Z " not in Path(f"/proc/{pid}/stat").read_text()
+    return False
+
+
+def rows(cwd: Path) -> list[dict]:
+    return [json.loads(line) for line in open(cwd / "run/metrics.jsonl")]
+
+
+def check_equal(one: Path, other: Path) -> None:
+    """The same pool, selection and ledger, and metrics but for float32 order."""
+    names = [f"samples/iter_{t}.jsonl.gz" for t in (1, 2)] + ["samples/balance_1.npz"]
+    for name in ("ledger.jsonl", *names):
+        assert (one / "run" / name).read_bytes() == (other / "run" / name).read_bytes(), name
+    for a, b in zip(rows(one), rows(other), strict=True):
+        for key in ("loss", "grad_norm"):
+            assert (a.pop(key, None) or 0) == pytest.approx(b.pop(key, None) or 0, rel=1e-4)
+        assert a == b
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("ranks") / "one", 1)
+
+
+def beside(one: Path, cwd: Path) -> Path:
+    """A folder whose runs start from the same SFT checkpoint and PRM."""
+    shutil.copytree(one / "runs/cache", cwd / "runs/cache", copy_function=shutil.copy2)
+    return cwd
+
+
+# -- whole runs -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_do_what_one_does_and_the_death_of_any_ends_all(one, tmp_path):
+    two = run(beside(one, tmp_path / "two"), 2)
+    check_equal(one, two)
+    assert (two / "out").read_text().count("iter 2/2") == 1  # one speaks
+    policy = json.loads((two / "run/policy/config.json").read_text())
+    assert policy["architectures"] == ["LlamaForCausalLM"]
+
+    broken = beside(one, tmp_path / "broken")
+    kill_in(start(broken, 2), broken, "train 1", rank=1)
+    kill_in(start(broken, 2), broken, "train 2", rank=None)
+    lines = [(cwd / "run/metrics.jsonl").read_text().splitlines() for cwd in (two, broken)]
+    assert lines[1] == lines[0][:2]  # the same bits
+    check_equal(one, run(broken, 1))  # alone from here
+
+
+@pytest.mark.slow
+def test_a_prm_is_annotated_as_by_one_process_and_trained_alike(one, tmp_path):
+    cwd = beside(one, tmp_path / "prm")
+    [made] = (one / "runs/cache").glob("prm-stories-*/")
+    shutil.rmtree(cwd / "runs/cache" / made.name)
+    run(cwd, 2, ROOT / "train_prm.py", OF_PRM)
+    again = cwd / "runs/cache" / made.name
+    labels = [gzip.open(x / "annotations.jsonl.gz").read() for x in (made, again)]
+    assert labels[0] == labels[1]
+    first, second = (rewards.PRM.load(x / "prm") for x in (made, again))
+    asked = ["Ida has 5 . Ida ?"] * 2, ["Ida = 5 ; # 5", "Ida = 7 ; # 7"]
+    for p, q in zip(first.score(*asked), second.score(*asked)):
+        assert p == pytest.approx(q, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_a_users_error_is_one_line_said_once(tmp_path):
+    p = start(tmp_path, 2, ROOT / "bstar.py", "--optim adamw8bit")
+    assert finish(p, tmp_path) != 0
+    said = (tmp_path / "err").read_text()
+    assert said.count("--optim adamw8bit: 2 processes share the optimizer") == 1
+
+
+# -- gradients ------------------------------------------------------------------------------------
+
+
+def worst_gradient(tied: bool) -> float:
+    """The greatest relative difference of a gradient in shares from one process's."""
+    batch = [(list(range(1, 4 + n)), 2) for n in range(1, 12)]
+    alone = tiny_llama(tie_word_embeddings=tied)
+    policy = ranks.shard(copy.deepcopy(alone), "cpu")
+    if tied:
+        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    policy.train()
+    loss = trainer.accumulate(policy, batch, 24)
+    rows_, n_prompts = map(list, zip(*batch))
+    nll = trainer.token_nll(alone, rows_, n_prompts).mean()
+    nll.backward()
+    assert loss == pytest.approx(nll.item(), rel=1e-6)
+    worst = 0.0
+    for p, q in zip(policy.parameters(), alone.parameters(), strict=True):
+        difference = (ranks.full(p.grad) - q.grad).abs().max() / q.grad.abs().max()
+        worst = max(worst, difference.item())
+
+    optimizer = trainer.adamw(policy, 1e-2)  # and its state comes back from a file as it was
+    optimizer.step()
+    saved = ranks.gathered(ranks.whole(optimizer.state_dict()))[0]
+    again = trainer.adamw(policy, 1e-2)
+    ranks.load_moments(again, copy.deepcopy(saved))
+    state = ranks.gathered(ranks.whole(again.state_dict()))[0]["state"]
+    for i, moments in saved["state"].items():
+        assert all(state[i][name].equal(value) for name, value in moments.items())
+    return worst
+
+
+def check_gradients() -> None:
+    for tied in (False, True):
+        assert worst_gradient(tied) < 1e-6
+    print("equal")
+
+
+@pytest.mark.slow
+def test_gradients_in_shares_are_those_of_one_process(tmp_path):
+    (tmp_path / "check.py").write_text(
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        "import ranks, test_ranks\n"
+        "ranks.together(test_ranks.check_gradients)()\n"
+    )
+    run(tmp_path, 2, tmp_path / "check.py", "")
+    assert (tmp_path / "out").read_text() == "equal\n"
+
+
+# -- other engines --------------------------------------------------------------------------------
+
+
+def test_the_recipe_chooses_T_from_another_engines_samples():
+    """The engine is right once at T = 0.5, three times at 0.8, and by one of four texts at 1.1."""
+    page = (ROOT / "docs/many-gpus.md").read_text(encoding="utf-8")
+    recipe = re.search(r"```python\n(.*?)```", page, re.S)[1]
+    asked = []
+
+    def sample(texts, n, T):
+        asked.append((len(texts), n, T))
+        n_right = {0.5: 1, 0.8: 3, 1.1: 1}[T]
+        answers = [rf"{k}. So \boxed{{{7 if k < n_right else k}}}" for k in range(n)]
+        return [[(answer, "stop") for answer in answers] for _ in texts]
+
+    names = {"sample": sample}
+    exec(recipe, names)
+    queries = [data.Query(str(i), f"What is {i} + 7 - {i}?", "7") for i in range(6)]
+    rows, decision = names["training_set"](queries, n_subset=2, K=4, N=18, seed=0)
+    assert (decision["temperature"], decision["qe"]) == (0.8, 1.0)
+    assert asked == [(2, 4, 0.5), (2, 4, 0.8), (2, 4, 1.1), (4, 4, 0.8)]
+    assert len(rows) == 18 and {row["completion"][-9:] for row in rows} == {r"\boxed{7}"}
+    assert len(recipe.strip().splitlines()) < 45
+
+
+# -- alone ----------------------------------------------------------------------------------------
+
+
+def test_micro_batches_of_all_processes_hold_every_row_once_and_are_as_many(monkeypatch):
+    batch = [([1] * n, 1) for n in (30, 5, 7, 7, 9, 12, 3, 3, 28, 1, 16)]
+    for world in (1, 2, 3, 16):
+        monkeypatch.setattr(ranks, "WORLD", world)
+        dealt, numbers = [], set()
+        for rank in range(world):
+            monkeypatch.setattr(ranks, "RANK", rank)
+            cut = ranks.micro_batches(batch, 32, nothing=len)
+            numbers.add(len(cut))
+            for ids, n_prompts in cut:
+                assert len(ids[0]) * len(ids) <= 32
+                dealt += [len(x) for x, n in zip(ids, n_prompts) if n < len(x) or len(x) == 1]
+        assert len(numbers) == 1
+        assert sorted(x for x in dealt if x > 1) == sorted(len(x) for x, _ in batch if len(x) > 1)
+
+
+def test_alone_nothing_does_anything(toy):
+    policy = toy.policy()
+    assert ranks.replica(policy) is policy and ranks.together(check_gradients) is check_gradients
+    weights = policy.state_dict()
+    assert all(x is weights[name] for name, x in ranks.whole(weights).items())
+    batch = [([1, 2, 3], 1), ([1, 2], 1)]
+    assert ranks.micro_batches(batch, 3, len) == list(data.micro_batches(batch, 3))
