@@ -15,7 +15,8 @@ from a seed made of (seed, iteration, phase), and files appear whole or not at a
 a run starts the same command again and gets, on a CPU, the same bits.
 
 Around it: config.py (settings), data.py and toy.py (questions), engine.py (sampling), trainer.py
-(SFT, checkpoints), rewards.py (Eq. 1), metrics.py (Eq. 2, Pass@K-S), train_prm.py, report.py.
+(SFT, checkpoints), ranks.py (torchrun), rewards.py (Eq. 1), metrics.py (Eq. 2, Pass@K-S),
+train_prm.py, report.py.
 """
 
 from __future__ import annotations

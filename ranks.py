@@ -52,9 +52,9 @@ def together(main: Callable[[], None]) -> Callable[[], None]:
             main()
             wait()
             torch.distributed.destroy_process_group()
-        except BaseException as e:
+        except (Exception, KeyboardInterrupt) as e:
             if RANK > 0 or isinstance(e, RuntimeError):  # it may be the end of another process
-                time.sleep(2)
+                time.sleep(20)  # torchrun ends this one before
             raise
         finally:
             sys.stdout, sys.stderr = streams

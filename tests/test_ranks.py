@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, flags_of, tiny_llama
+from conftest import ROOT, tiny_llama
 
 import data
 import ranks
@@ -22,24 +22,23 @@ import rewards
 import trainer
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-# a learned reward, on the cheapest stories; micro-batches of a few rows
-FLAGS = """
-    --task stories --reward answer+prm --toy-max-ops 2 --toy-texts 64 --toy-queries 60
-    --toy-solutions 32 --sft-epochs 2 --start-epoch 2 --steps-per-iter 3 --batch-size 8
-    --queries-per-iter 12 --K 4 --chunk 4 --max-tokens 16 --balance-queries 4 --val-queries 4
-    --eval-queries 4 --eval-samples 2 --S 1 --token-budget 256
+# what the runs and the PRM's maker share: stories, and micro-batches of a few rows
+SHARED = """
+    --task stories --toy-max-ops 3 --toy-texts 512 --toy-queries 80 --toy-solutions 64
+    --sft-lr 3e-3 --sft-epochs 12 --start-epoch 12 --batch-size 16 --max-tokens 40 --chunk 4
+    --val-queries 4 --token-budget 256
 """
-OF_PRM = """
-    --task stories --toy-max-ops 2 --toy-texts 64 --toy-queries 60 --toy-solutions 32
-    --sft-epochs 2 --start-epoch 2 --batch-size 8 --chunk 4 --max-tokens 16 --val-queries 4
-    --token-budget 256
+OF_RUNS = """
+    --reward answer+prm --num-iters 2 --steps-per-iter 3 --queries-per-iter 12 --K 4
+    --temperatures 0.6:1.0:0.4 --taus -1:0:0.1 --balance-queries 4 --eval-queries 4
+    --eval-samples 2 --S 1 --out run
 """
 
 
 def start(cwd: Path, n: int, script: Path | str = ROOT / "bstar.py", flags: str | None = None):
     """A script in one process or two of torchrun's; what it prints goes to files in cwd."""
     cwd.mkdir(exist_ok=True)
-    flags = f"{' '.join(flags_of(FLAGS))} --out run" if flags is None else flags
+    flags = SHARED + OF_RUNS if flags is None else flags
     python = TORCHRUN if n > 1 else [sys.executable]
     with open(cwd / "out", "w") as out, open(cwd / "err", "w") as err:
         argv = [*python, str(script), *flags.split()]
@@ -133,7 +132,7 @@ def test_a_prm_is_annotated_as_by_one_process_and_trained_alike(one, tmp_path):
     cwd = beside(one, tmp_path / "prm")
     [made] = (one / "runs/cache").glob("prm-stories-*/")
     shutil.rmtree(cwd / "runs/cache" / made.name)
-    run(cwd, 2, ROOT / "train_prm.py", OF_PRM)
+    run(cwd, 2, ROOT / "train_prm.py", SHARED)
     again = cwd / "runs/cache" / made.name
     labels = [gzip.open(x / "annotations.jsonl.gz").read() for x in (made, again)]
     assert labels[0] == labels[1]
@@ -244,8 +243,8 @@ def test_micro_batches_of_all_processes_hold_every_row_once_and_are_as_many(monk
         assert sorted(x for x in dealt if x > 1) == sorted(len(x) for x, _ in batch if len(x) > 1)
 
 
-def test_alone_nothing_does_anything(toy):
-    policy = toy.policy()
+def test_alone_nothing_does_anything():
+    policy = tiny_llama()
     assert ranks.replica(policy) is policy and ranks.together(check_gradients) is check_gradients
     weights = policy.state_dict()
     assert all(x is weights[name] for name, x in ranks.whole(weights).items())
