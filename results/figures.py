@@ -1,110 +1,98 @@
-"""The numbers in RESULTS.md's text on the toy that are not in its table.
+"""The two figures of RESULTS.md; `python results/tables.py --write` draws them.
 
-results/toy-*/{metrics.jsonl, ledger.jsonl} -> lines on stdout
-
-python results/figures.py
+the lines of results/walk/runs.jsonl -> docs/walk.png, docs/repeats.png
 """
 
-import json
-import sys
+from __future__ import annotations
+
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
+from lines import Lines, Runs, at, difference, law_runs, law_shares, mean_of, readings
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))
-import metrics  # noqa: E402
-
-SEEDS = (1, 2, 3)
-BSTAR = ("bstar-answer", "bstar-answer+prm")
-ONLINE = ("online-rft-answer", "online-rft-answer+prm")
-LAST = -1
-
-
-def rows(name: str) -> pd.DataFrame:
-    """All iterations of a run's seeds, by (seed, iter)."""
-    frames = {}
-    for seed in SEEDS:
-        lines = metrics.read_jsonl(HERE / f"toy-{name}-{seed}" / "metrics.jsonl")
-        frames[seed] = pd.DataFrame(lines).set_index("iter")
-    return pd.concat(frames, names=["seed"])
+# variant -> its label and colour
+CURVES = {
+    "bstar": ("bstar", "#0072b2"),
+    "T 0.5": ("T 0.5", "#009e73"),
+    "online-rft cap 6": ("T 1.0, capped", "#e69f00"),
+    "online-rft": ("T 1.0", "#d55e00"),
+}
+STYLE = {"font.size": 18, "axes.spines.top": False, "axes.spines.right": False}
 
 
-def at(name: str, key: str, iteration: int) -> pd.Series:
-    """A metric of one iteration (-1: the last), a seed a value."""
-    return rows(name)[key].groupby("seed").nth(iteration).droplevel("iter")
+def draw_walk(runs: Runs, path: Path) -> None:
+    """pass@1 over the iterations, and under it the T that bstar chose."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update(STYLE)
+    shape = dict(figsize=(7, 7), sharex=True, height_ratios=(2.2, 1), layout="constrained")
+    figure, (top, bottom) = plt.subplots(2, 1, **shape)
+    for variant, (label, colour) in CURVES.items():
+        if variant in runs:
+            end = draw_band(top, runs[variant], "pass@1", 0, colour)
+            top.annotate(f" {label}", end, color=colour, va="center", annotation_clip=False)
+    draw_band(bottom, runs["bstar"], "temperature", 1, CURVES["bstar"][1])
+
+    top.set_ylabel("pass@1, %")
+    top.yaxis.set_major_locator(plt.MultipleLocator(5))
+    bottom.set_ylabel("T of bstar")
+    bottom.set_ylim(0.4, 1.2)
+    bottom.set_yticks([0.5, 0.75, 1.0])
+    bottom.set_xlabel("iteration")
+    bottom.set_xticks(range(7))
+    save(figure, path)
 
 
-def mean_over(name: str, key: str) -> pd.Series:
-    """A metric's mean over the iterations from 1 on, a seed a value."""
-    return rows(name)[key].drop(index=0, level="iter").groupby("seed").mean()
+def draw_band(ax, lines: Lines, key: str, first: int, colour: str) -> tuple[float, float]:
+    """A metric's mean over the iterations with a band of one standard error; returns its end."""
+    iterations = range(first, min(len(line["metrics"]) for line in lines.values()))
+    means = [mean_of(list(at(lines, key, i).values())) for i in iterations]
+    middle = np.array([m.mean for m in means])
+    error = np.nan_to_num([m.error for m in means])
+    ax.plot(iterations, middle, color=colour, linewidth=3, marker="o", markersize=7)
+    ax.fill_between(iterations, middle - error, middle + error, color=colour, alpha=0.2, lw=0)
+    return iterations[-1] + 0.1, middle[-1]
 
 
-def text(values: pd.Series, digits: int = 2) -> str:
-    """Mean ± standard error."""
-    return f"{values.mean():.{digits}f} ± {values.sem():.{digits}f}"
+def draw_law(every: dict[float, Runs], path: Path) -> None:
+    """Gain of bstar over T = 1.0 against R, with and without the cap: a point a seed, and means."""
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update(STYLE)
+    figure, ax = plt.subplots(figsize=(7, 5.4), layout="constrained")
+    for cap, colour, label in (("", "#0072b2", "uncapped"), (" cap 6", "#e69f00", "both capped")):
+        middle = []
+        for share in law_shares(every):
+            R, gains = law_points(law_runs(every[share]), cap)
+            ax.plot(R, gains, "o", color=colour, alpha=0.35, markersize=6)
+            if gains:
+                middle.append((np.exp(np.mean(np.log(R))), np.mean(gains)))
+        ax.plot(*np.transpose(middle), "o-", color=colour, label=label, linewidth=3, markersize=10)
+
+    ax.axhline(0, color="black", linewidth=1)
+    ax.set_xscale("log")
+    ax.set_xticks([2, 5, 10, 20, 50, 100], labels=["2", "5", "10", "20", "50", "100"])
+    ax.minorticks_off()
+    ax.set_xlabel("R at T 1.0, iteration 1")
+    ax.set_ylabel("bstar less T 1.0, pass@1")
+    ax.legend(frameon=False)
+    save(figure, path)
 
 
-def show_start() -> None:
-    print("the start, iteration 0:")
-    for key, digits in (("pass@1", 1), ("pass@32", 1), ("sound@1", 1), ("false_reasoning", 2)):
-        print(f"  {key} {text(at('bstar-answer', key, 0), digits)}")
-    print("sft after two epochs, 32 steps:")
-    for key in ("pass@1", "pass@32", "sound@1"):
-        print(f"  {key} {text(at('sft-answer', key, 1), 1)}")
+def law_points(runs: Runs, cap: str) -> tuple[list[float], list[float]]:
+    """R at T = 1.0, uncapped, and the gain of bstar, a seed a value."""
+    balanced = at(runs.get(f"bstar{cap}", {}), "pass@1")
+    fixed = at(runs.get(f"online-rft{cap}", {}), "pass@1")
+    R = readings(runs["online-rft"], 1)
+    seeds = sorted(balanced.keys() & fixed.keys())
+    return [R[seed] for seed in seeds], difference(balanced, fixed)
 
 
-def show_differences() -> None:
-    print("share of the distance from answer to oracle that the PRM closes (bstar):")
-    for key in ("pass@1", "sound@1"):
-        answer, prm, oracle = (
-            at(f"bstar-{reward}", key, LAST) for reward in ("answer", "answer+prm", "answer+oracle")
-        )
-        print(f"  {key} {(prm - answer).mean() / (oracle - answer).mean():.0%}")
-    for a, b in (BSTAR[::-1], ONLINE[::-1], (BSTAR[0], ONLINE[0]), (BSTAR[1], ONLINE[1])):
-        for key in ("pass@1", "sound@1"):
-            print(f"{a} less {b}: {key} {text(at(a, key, LAST) - at(b, key, LAST), 1)}")
+def save(figure, path: Path) -> None:
+    """Writes a figure on white, so that it can be read on a dark page, too."""
+    import matplotlib.pyplot as plt
 
-
-def show_process_reward() -> None:
-    print("\nfalse reasoning among the selected | iteration 1 | mean of all")
-    key = "selected/false_reasoning"
-    for name in BSTAR + ONLINE:
-        print(f"{name} | {text(at(name, key, 1))} | {text(mean_over(name, key))}")
-    print(f"\nthe PRM on fresh SFT solutions, seeds {SEEDS}")
-    prms = [json.loads((HERE / f"toy-prm/{seed}.json").read_text()) for seed in SEEDS]
-    for key in ("step_auc", "auc_sound", "auc", "labels_agree"):
-        print(key, [prm[key] for prm in prms])
-    print("\non the pools | iteration 1 | the last")
-    digits = {"prm/step_auc": 3, "prm/auc": 3, "prm/false_admitted": 2, "selected/correct": 0}
-    for name in (BSTAR[1], ONLINE[1]):
-        for key, n in digits.items():
-            print(f"{name} {key} | {text(at(name, key, 1), n)} | {text(at(name, key, LAST), n)}")
-
-
-def show_balance() -> None:
-    print("\nthe balance | mean T | at the lowest tau | there the effect is lowest at the lowest T")
-    for name in BSTAR:
-        ledger = []
-        for seed in SEEDS:
-            ledger += metrics.read_jsonl(HERE / f"toy-{name}-{seed}" / "ledger.jsonl")
-        lowest = sum(d["tau"] == d["taus"][0] for d in ledger)
-        cold = 0
-        for d in ledger:
-            effects = np.array(d["surface"])[:, d["taus"].index(d["tau"])]  # (G_T,)
-            cold += int(effects.argmin() == 0)
-        T = text(mean_over(name, "temperature"))
-        print(f"{name} | {T} | {lowest} of {len(ledger)} | {cold} of {len(ledger)}")
-    pools = pd.concat([rows(name).drop(index=0, level="iter") for name in BSTAR])
-    bands = pd.cut(pools["temperature"], [0, 0.95, 1.15, 2])
-    for band, pool in pools.groupby(bands, observed=True):
-        false = pool["pool/false_reasoning"]
-        print(f"false reasoning in pools at T in {band}: {text(false)} ({len(false)} pools)")
-
-
-if __name__ == "__main__":
-    show_start()
-    show_differences()
-    show_process_reward()
-    show_balance()
+    for ax in figure.axes:
+        ax.grid(alpha=0.3)
+    figure.savefig(path, dpi=115, facecolor="white")
+    plt.close(figure)
