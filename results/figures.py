@@ -18,6 +18,10 @@ CURVES = {
     "online-rft": ("T 1.0", "#d55e00"),
 }
 STYLE = {"font.size": 18, "axes.spines.top": False, "axes.spines.right": False}
+CURVE = {"linewidth": 3, "marker": "o", "markersize": 8}
+POINT = {"linestyle": "", "marker": "o", "markersize": 6, "alpha": 0.35}
+BAND = {"alpha": 0.2, "linewidth": 0}
+READINGS = [2, 5, 10, 20, 50, 100]  # ticks of R
 
 
 def draw_walk(runs: Runs, path: Path) -> None:
@@ -30,7 +34,7 @@ def draw_walk(runs: Runs, path: Path) -> None:
     for variant, (label, colour) in CURVES.items():
         if variant in runs:
             end = draw_band(top, runs[variant], "pass@1", 0, colour)
-            top.annotate(f" {label}", end, color=colour, va="center", annotation_clip=False)
+            top.annotate(f"  {label}", end, color=colour, va="center", annotation_clip=False)
     draw_band(bottom, runs["bstar"], "temperature", 1, CURVES["bstar"][1])
 
     top.set_ylabel("pass@1, %")
@@ -46,12 +50,14 @@ def draw_walk(runs: Runs, path: Path) -> None:
 def draw_band(ax, lines: Lines, key: str, first: int, colour: str) -> tuple[float, float]:
     """A metric's mean over the iterations with a band of one standard error; returns its end."""
     iterations = range(first, min(len(line["metrics"]) for line in lines.values()))
-    means = [mean_of(list(at(lines, key, i).values())) for i in iterations]
+    by_iteration = [at(lines, key, i) for i in iterations]
+    means = [mean_of(list(values.values())) for values in by_iteration]
     middle = np.array([m.mean for m in means])
     error = np.nan_to_num([m.error for m in means])
-    ax.plot(iterations, middle, color=colour, linewidth=3, marker="o", markersize=7)
-    ax.fill_between(iterations, middle - error, middle + error, color=colour, alpha=0.2, lw=0)
-    return iterations[-1] + 0.1, middle[-1]
+    low, high = middle - error, middle + error
+    ax.plot(iterations, middle, color=colour, **CURVE)
+    ax.fill_between(iterations, low, high, color=colour, **BAND)
+    return iterations[-1], middle[-1]
 
 
 def draw_law(every: dict[float, Runs], path: Path) -> None:
@@ -60,23 +66,27 @@ def draw_law(every: dict[float, Runs], path: Path) -> None:
 
     plt.rcParams.update(STYLE)
     figure, ax = plt.subplots(figsize=(7, 5.4), layout="constrained")
-    for cap, colour, label in (("", "#0072b2", "uncapped"), (" cap 6", "#e69f00", "both capped")):
-        middle = []
-        for share in law_shares(every):
-            R, gains = law_points(law_runs(every[share]), cap)
-            ax.plot(R, gains, "o", color=colour, alpha=0.35, markersize=6)
-            if gains:
-                middle.append((np.exp(np.mean(np.log(R))), np.mean(gains)))
-        ax.plot(*np.transpose(middle), "o-", color=colour, label=label, linewidth=3, markersize=10)
-
+    draw_gains(ax, every, "", "#0072b2", "uncapped")
+    draw_gains(ax, every, " cap 6", "#e69f00", "both capped")
     ax.axhline(0, color="black", linewidth=1)
     ax.set_xscale("log")
-    ax.set_xticks([2, 5, 10, 20, 50, 100], labels=["2", "5", "10", "20", "50", "100"])
+    ax.set_xticks(READINGS, labels=map(str, READINGS))
     ax.minorticks_off()
     ax.set_xlabel("R at T 1.0, iteration 1")
     ax.set_ylabel("bstar less T 1.0, pass@1")
     ax.legend(frameon=False)
     save(figure, path)
+
+
+def draw_gains(ax, every: dict[float, Runs], cap: str, colour: str, label: str) -> None:
+    """The points of all shares of wrong words, and the line through their means."""
+    middle = []
+    for share in law_shares(every):
+        R, gains = law_points(law_runs(every[share]), cap)
+        ax.plot(R, gains, color=colour, **POINT)
+        if gains:
+            middle.append((np.exp(np.mean(np.log(R))), np.mean(gains)))
+    ax.plot(*np.transpose(middle), color=colour, label=label, **CURVE)
 
 
 def law_points(runs: Runs, cap: str) -> tuple[list[float], list[float]]:

@@ -124,7 +124,8 @@ def gain(a: dict[int, float], b: dict[int, float]) -> str:
     text = f"{mean.mean:+.1f}"
     if np.isnan(mean.half):
         return text
-    return f"{text} [{mean.mean - mean.half:+.1f}, {mean.mean + mean.half:+.1f}]"
+    low, high = mean.mean - mean.half, mean.mean + mean.half
+    return f"{text} [{low:+.1f}, {high:+.1f}]"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence]) -> str:
