@@ -116,13 +116,13 @@ def show(values: dict[int, float], digits: int = 1) -> str:
 
 
 def gain(a: dict[int, float], b: dict[int, float]) -> str:
-    """Mean of a less b with its 95 % interval; nothing for a run less itself."""
+    """Mean of a less b with its 95 % interval, which two seeds are too few for."""
     differences = difference(a, b)
-    if not differences or a == b:
+    if not differences:
         return ""
     mean = mean_of(differences)
     text = f"{mean.mean:+.1f}"
-    if np.isnan(mean.half):
+    if len(differences) < 3:
         return text
     low, high = mean.mean - mean.half, mean.mean + mean.half
     return f"{text} [{low:+.1f}, {high:+.1f}]"

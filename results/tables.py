@@ -54,6 +54,8 @@ PAIRS = (
     ("bstar", "rest-em"),
     ("bstar", "rest-em cap 6"),
     ("rest-em cap 6", "rest-em"),
+    ("iterative-rft cap 6", "iterative-rft"),
+    ("bstar", "iterative-rft cap 6"),
 )
 
 
@@ -104,7 +106,9 @@ def start_row(runs: Runs) -> list[str]:
 def result_row(label: str, lines: Lines, online: dict, hindsight: dict) -> list:
     """A variant's row of the first table."""
     score = at(lines, "pass@1")
-    row = [label, len(lines), show(score), gain(score, online), gain(score, hindsight)]
+    row = [label, len(lines), show(score)]
+    for other in (online, hindsight):
+        row.append("" if other == score else gain(score, other))
     row += [show(of_last(lines, "pass@32")), show(of_last(lines, "pass@32-4"))]
     return [*row, show(of_last(lines, "unique"), 2)]
 
