@@ -1,5 +1,6 @@
 """runs.py: the run's folder, what it is set up from, and whether it will fit; user errors."""
 
+import gzip
 import json
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import bstar
 import metrics
 import runs
 from config import Config, parse_config
-from data import Query, Splits, UserError
+from data import Query, Sample, Splits, UserError
 from runs import Run, preflight, prune
 
 # -- the folder -----------------------------------------------------------------------------------
@@ -58,6 +59,79 @@ def test_two_processes_on_one_folder(tmp_path):
     run = begun(tmp_path / "run")
     p = command(tmp_path, *flags_of("--out run"))
     assert p.returncode == 2 and f"{run.out.name}: another process is writing to it" in p.stderr
+
+
+@pytest.mark.parametrize("name, content", [("mine", ""), ("config.json", "[]"), ("notes/a", "")])
+def test_a_folder_that_is_no_run_is_refused_and_left_as_it_was(tmp_path, name, content):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    (tmp_path / "parts").mkdir()
+    with pytest.raises(UserError, match="no readable config.json of a run; choose another --out"):
+        Run(tiny(f"--out {tmp_path}"))
+    assert path.read_text() == content and (tmp_path / "parts").is_dir()
+
+
+def test_only_our_own_files_are_removed(tmp_path):
+    run = begun(tmp_path)
+    ours = ["parts/iter1.val.0.jsonl.gz", "checkpoints/iter_1/x"]
+    theirs = ["parts/notes.txt", "checkpoints/iter_1_backup/x", "paused-by-me"]
+    for name in ours + theirs:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    runs.remove_parts(tmp_path / "parts")
+    prune(tmp_path, "nowhere", 9, 8)
+    assert run.out == tmp_path
+    assert not any((tmp_path / name).exists() for name in ours)
+    assert all((tmp_path / name).exists() for name in theirs)
+
+
+def test_what_a_killed_process_was_writing_is_swept(tmp_path):
+    begun(tmp_path)
+    (tmp_path / ".metrics.jsonl.7.tmp").write_text("half")
+    (tmp_path / "checkpoints/.iter_1.tmp").mkdir(parents=True)
+    begun(tmp_path)
+    assert not list(tmp_path.rglob(".*.tmp"))
+
+
+@pytest.mark.parametrize("method, goes_on", [("rest-em", True), ("online-rft", False)])
+def test_a_run_goes_on_to_more_iterations_where_its_schedule_allows_it(tmp_path, method, goes_on):
+    begun(tmp_path, f"--method {method} --num-iters 2")
+    if goes_on:
+        begun(tmp_path, f"--method {method} --num-iters 3")
+        with pytest.raises(UserError, match="num_iters 3 -> 2"):
+            begun(tmp_path, f"--method {method} --num-iters 2")
+        return
+    with pytest.raises(UserError, match="one learning-rate schedule over all iterations"):
+        begun(tmp_path, f"--method {method} --num-iters 3")
+
+
+def test_a_setting_that_an_earlier_version_did_not_know_has_its_default(tmp_path):
+    begun(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["max_repeats"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    begun(tmp_path)
+    with pytest.raises(UserError, match="max_repeats 0.0 -> 6.0"):
+        begun(tmp_path, "--max-repeats 6")
+
+
+def test_an_iteration_without_its_line_is_done_again(tmp_path, capsys):
+    begun(tmp_path)
+    lines = [json.dumps({"iter": i, "pass@1": 1.0}) for i in (0, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"pass@1": 3}', "[]", "{"]))
+    assert [row["iter"] for row in begun(tmp_path).rows] == [0]
+    assert "iteration 1 is missing or broken, and done again" in capsys.readouterr().err
+
+
+def test_samples_hold_question_and_gold(tmp_path):
+    run, query = begun(tmp_path), Query("q0", "2 plus 2 ?", "4")
+    group = [Sample("# 4", "stop", reward=1.0), Sample("# 5", "length")]
+    run.save_samples(1, [query], [group], [group[:1]])
+    text = gzip.decompress((tmp_path / "samples/iter_1.jsonl.gz").read_bytes()).decode()
+    right, cut_off = map(json.loads, text.splitlines())
+    assert right["question"] == "2 plus 2 ?" and right["gold"] == "4" and right["selected"]
+    assert cut_off["reward"] is None and not cut_off["selected"]
 
 
 def test_a_line_of_a_file_is_replaced_and_later_ones_dropped(tmp_path):
