@@ -418,8 +418,9 @@ def curve_figures(groups: dict[str, list[Run]], folder: Path) -> list[str]:
             error = cell.sem().unstack().fillna(0)
             ax = axes()
             mean.plot(ax=ax, yerr=error, marker=".", grid=True, legend=False)
-            if mean.to_csv() not in figures:
-                figures[mean.to_csv()] = figure(ax, key, see, folder)
+            curves = mean.to_csv() if "@" in key else key  # reward@K-S may be pass@K-S again
+            if curves not in figures:
+                figures[curves] = figure(ax, key, see, folder)
     return list(figures.values())
 
 
