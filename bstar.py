@@ -15,8 +15,8 @@ from a seed made of (seed, iteration, phase), and files appear whole or not at a
 a run starts the same command again and gets, on a CPU, the same bits.
 
 Around it: config.py (settings), data.py and toy.py (questions), engine.py (sampling), trainer.py
-(SFT, checkpoints), ranks.py (torchrun), rewards.py (Eq. 1), metrics.py (Eq. 2, Pass@K-S),
-train_prm.py, report.py.
+(SFT, checkpoints), grader.py and sandbox.py (is it right), rewards.py (Eq. 1, PRM), metrics.py
+(Eq. 2, Pass@K-S), runs.py (the run's folder), ranks.py (torchrun), train_prm.py, report.py.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def improve(M: State, queries: list[Query], kept, setup: Setup, cfg: Config) -> 
     if repeats > 20:
         print(
             f"iteration {t}: training reads each selected response {repeats:.0f} times, and the "
-            "policy can forget the rest: --max-repeats 6, or more --queries-per-iter",
+            "policy can forget the rest: --max-repeats 6, or a larger --K",
             file=sys.stderr,
         )
 
@@ -156,14 +156,11 @@ def improve(M: State, queries: list[Query], kept, setup: Setup, cfg: Config) -> 
 
 
 def phase_of(t: int, n_examples: int, setup: Setup, cfg: Config) -> Phase:
-    """The steps of iteration t and their place on the method's schedule   [App. A, B]
-
-    --max-repeats takes fewer steps; iteration t keeps its learning rates on an inherited schedule.
-    """
+    """The steps of iteration t and their place on the method's schedule   [App. A, B]"""
     method, n = METHODS[cfg.method], cfg.steps_per_iter
     if method.from_base:  # as many steps as a policy that was never set back has had in all
         n = t * n + cfg.start_epoch * math.ceil(len(setup.human) / cfg.batch_size)
-    if cfg.max_repeats:
+    if cfg.max_repeats:  # fewer steps; their places on an inherited schedule stay
         n = min(n, math.ceil(cfg.max_repeats * n_examples / cfg.batch_size))
     first, horizon = 0, n
     if method.inherit:  # one schedule over all iterations
@@ -217,12 +214,12 @@ def draw_queries(train: list[Query], cfg: Config, t: int) -> list[Query]:
 
 
 def sft_baseline(run: Run, setup: Setup, starts: list, score: Callable) -> None:
-    """The SFT baseline has no loop: its iterations are its epochs   [Sec. 4.1]"""
+    """The SFT baseline has no loop: its iterations are its epochs   [Sec. 2.3, App. A]"""
     for t in range(len(run.rows), len(starts)):
         M = State(t, load_policy(run.cfg, starts[t]))
         row = {"iter": t, **evaluate(M, setup, score, run.cfg)}
         run.lap(t, "eval")
-        run.end_iteration(row, starts[t])
+        run.end_iteration(row, starts)
 
 
 def make_reward(cfg: Config, setup: Setup, run: Run) -> Callable:
@@ -254,7 +251,8 @@ def main(argv: list[str] | None = None) -> None:
         return run.finish()
 
     M = resume(cfg, run.out, starts[0], len(run.rows))  # M_t of the newest checkpoint
-    for t in range(min(len(run.rows), M.t + 1), cfg.num_iters + 1):
+    first = M.t + 1 if cfg.probe else min(len(run.rows), M.t + 1)
+    for t in range(first, cfg.num_iters + 1):
         if t > M.t:  # else M_t is trained, and a kill came before its evaluation
             queries = draw_queries(setup.splits.train, cfg, t)
             n_star = math.ceil(cfg.samples_per_iter / len(queries))  # N / M   [Sec. 3.1]
@@ -292,7 +290,7 @@ def main(argv: list[str] | None = None) -> None:
         # -- evaluate; the row ends the iteration
         row = {"iter": t, **M.log, **evaluate(M, setup, score, cfg)}
         run.lap(t, "eval")
-        run.end_iteration(row, starts[0])
+        run.end_iteration(row, starts)
     run.finish()
 
 

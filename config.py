@@ -85,9 +85,9 @@ class Config:
     val_queries: int = opt(500, "held out to choose checkpoints on [App. A]", 1)
     unsafe_code: bool = opt(False, "run programs even where Landlock or seccomp is missing")
     toy_max_ops: int = opt(5, "operations in the toy's longest stories", 2, len(toy.NAMES) - 1)
-    toy_texts: int = opt(32000, "careless solutions that the toy's base model has read", 1)
-    toy_queries: int = opt(20000, "the toy's training questions ...", 10)
-    toy_solutions: int = opt(500, "... of which so many show a careful solution (the SFT set)", 1)
+    toy_texts: int = opt(32000, "texts that the toy's base model has read", 1)
+    toy_queries: int = opt(20000, "the toy's training questions", 10)
+    toy_solutions: int = opt(500, "human solutions of the toy, at most (the SFT set)", 1)
 
     # the start [App. A]
     sft_epochs: int = opt(3, "of the SFT baseline, one cosine schedule", 0)
@@ -340,6 +340,10 @@ def check_idle(given: dict, task: str) -> None:
     idle = {f"--task {task}": {"train_file", "test_file"} if is_toy else set()}
     if not is_toy:
         idle[f"--task {task}"] = {name for name in given if name.startswith("toy_")}
+    if task == "walk":
+        idle["--task walk"].add("toy_max_ops")
+    if not method.iterate:
+        idle["--method sft"] = {"temperature", "tau", "max_repeats"}
     if not method.balance:
         idle[f"--method {given.get('method')}"] = {"temperatures", "taus"}
     if "temperature" in given:
@@ -387,7 +391,7 @@ def check_sampling(cfg: Config) -> None:
             "or --engine hf"
         )
     if cfg.probe and len(cfg.temperature_grid) == 1:
-        raise UserError("--probe: it tries several temperatures; expected --method bstar")
+        raise UserError("--probe: it tries several temperatures; --method bstar, no --temperature")
     for flag, K in (("eval-samples", cfg.eval_samples), ("K", cfg.K)):
         if 0 < K < cfg.S:
             raise UserError(f"--S {cfg.S}: pass@K-S needs S <= K, but --{flag} is {K}")
@@ -440,6 +444,9 @@ def check_reward(cfg: Config) -> None:
             "--reward answer+oracle: only a toy's steps can be checked exactly, "
             f"not those of --task {cfg.task}"
         )
+    one_step = cfg.task in toy.BASES and cfg.task not in toy.CHECKERS
+    if cfg.reward == "answer+prm" and one_step:
+        raise UserError("--reward answer+prm: a walk is one step for a PRM; take --task stories")
     tested = PRESETS[cfg.task].get("reward") == "tests"
     if tested != (cfg.reward == "tests"):
         rewarded_by = "unit tests" if tested else "answers"

@@ -21,7 +21,6 @@ import re
 import select
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -747,9 +746,3 @@ def progress(total: int, desc: str):
         return tqdm(total=total, desc=desc, leave=False, mininterval=0.2, smoothing=0.05)
     line = "{desc} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]\n"
     return tqdm(total=total, desc=desc, mininterval=30, smoothing=0.05, bar_format=line)
-
-
-@contextmanager
-def unbroken() -> Iterator[list[bool]]:
-    """Does nothing: removed with its last user."""
-    yield []

@@ -211,7 +211,7 @@ def _ratio(total, count) -> float | None:
 def query_effect(n_sel, n_correct, n_star: int) -> Array:
     """qe_i = min(n'_i / n*, 1) * n'_i / n_i   [Eq. 2, Sec. 3.1]
 
-    n_sel      (...) int    n_i, unique responses with r > tau
+    n_sel      (...) int    n_i, unique responses with r > tau (the paper counts all)
     n_correct  (...) int    n'_i, the correct ones among them
     n_star     int          n* = ceil(N / M), correct responses wanted of a query
     returns    (...) float  in [0, 1]; 0 where n_i = 0 (the paper is silent)

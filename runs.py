@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gzip
+import io
 import json
 import math
 import os
@@ -146,11 +147,9 @@ class Run:
     def save_decision(self, t: int, decision: dict, reward, correct, text) -> None:
         """The ledger's line of an iteration, and the samples it was decided on, for replay."""
         path = self.out / "samples" / f"balance_{t}.npz"
-        path.parent.mkdir(exist_ok=True)
-        tmp = path.with_suffix(".tmp")
-        with open(tmp, "wb") as f:
-            np.savez_compressed(f, reward=reward, correct=correct, text=text)
-        os.replace(tmp, path)
+        arrays = io.BytesIO()
+        np.savez_compressed(arrays, reward=reward, correct=correct, text=text)
+        write(path, arrays.getvalue())
         self.put("ledger.jsonl", {"iter": t, **decision})
         if decision["blind"]:
             print(
@@ -161,7 +160,7 @@ class Run:
 
     @ranks.by_first
     def print_probe(self, M: int) -> None:
-        """Prints what iteration 1 would find at each temperature   [--probe]
+        """Prints what the next iteration would find at each temperature   [--probe]
 
         R = N / (responses kept) says how often training would read each selected response.
         """
@@ -194,13 +193,13 @@ class Run:
         write(self.out / "samples" / f"iter_{t}.jsonl.gz", content)
 
     @ranks.by_first
-    def end_iteration(self, row: dict, start: Path | str) -> None:
+    def end_iteration(self, row: dict, starts: list[Path | str]) -> None:
         """Writes an iteration's metrics, and it is done; prints its line and the new alarms."""
         row = {"iter": row["iter"], "eval_samples": self.cfg.eval_samples, "S": self.cfg.S, **row}
         before = [r for r in self.rows if r["iter"] < row["iter"]]
         self.rows = [*before, row]
         best = max(self.rows, key=lambda r: r["val/pass@1"])["iter"]
-        prune(self.out, start, row["iter"], best)
+        prune(self.out, starts, row["iter"], best)
         self.put("metrics.jsonl", row)
         remove_parts(self.out / "parts")
         print(log_line(row, self.cfg.last_iter, self.seconds(row["iter"])), flush=True)
@@ -280,7 +279,7 @@ def remove_parts(folder: Path) -> None:
         folder.rmdir()
 
 
-def prune(out: Path, start: Path | str, t: int, best: int) -> None:
+def prune(out: Path, starts: list[Path | str], t: int, best: int) -> None:
     """Keeps the last two checkpoints and the best; policy and best are links to newest and best."""
     checkpoints = out / "checkpoints"
     kept = {f"iter_{i}" for i in (t, t - 1, best)}
@@ -290,7 +289,7 @@ def prune(out: Path, start: Path | str, t: int, best: int) -> None:
     for name, i in (("policy", t), ("best", best)):
         target = checkpoints / f"iter_{i}"
         if not target.exists():
-            target = Path(start)
+            target = Path(starts[min(i, len(starts) - 1)])  # sft's iterations are its epochs
         if target.exists():  # not where the start is a model on the hub
             link = out / f".{name}.tmp"
             link.unlink(missing_ok=True)

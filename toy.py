@@ -97,7 +97,8 @@ def check_walk(text: str, response: str) -> list[bool]:
     right = []
     for at in range(0, len(words), 2):
         number = neighbours(number).get(words[at])
-        if number in visited or words[at + 1 : at + 2] != [str(number)]:
+        written = words[at + 1 : at + 2]
+        if number is None or number in visited or written != [str(number)]:
             return right + [False] * len(words[at::2])
         visited.add(number)
         right.append(True)

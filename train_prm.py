@@ -68,7 +68,8 @@ PRESETS = config.PRESETS | {task: {**config.PRESETS[task], **TOY} for task in CH
 
 # no flags here
 OF_THE_LOOP = """method reward prm prm_format offload_optimizer num_iters queries_per_iter K
-steps_per_iter lr tau temperatures taus balance_queries eval_queries eval_samples S""".split()
+steps_per_iter lr tau temperatures taus balance_queries eval_queries
+eval_samples S probe max_repeats""".split()
 # of the others, what the PRM depends on beside its own settings
 SHARED = """seed task temperature max_tokens max_length batch_size token_budget warmup clip chat
 optim""".split()

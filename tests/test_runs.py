@@ -80,7 +80,7 @@ def test_only_our_own_files_are_removed(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
     runs.remove_parts(tmp_path / "parts")
-    prune(tmp_path, "nowhere", 9, 8)
+    prune(tmp_path, ["nowhere"], 9, 8)
     assert run.out == tmp_path
     assert not any((tmp_path / name).exists() for name in ours)
     assert all((tmp_path / name).exists() for name in theirs)
@@ -155,13 +155,22 @@ def test_prune_keeps_the_last_two_and_the_best(tmp_path):
     start = tmp_path / "cache" / "epoch_1"
     for path in (start, *(tmp_path / "run" / "checkpoints" / f"iter_{t}" for t in range(1, 6))):
         path.mkdir(parents=True)
-    prune(tmp_path / "run", start, t=5, best=2)
+    prune(tmp_path / "run", [start], t=5, best=2)
     left = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert left == ["iter_2", "iter_4", "iter_5"]
     assert (tmp_path / "run" / "policy").resolve().name == "iter_5"
     assert (tmp_path / "run" / "best").resolve().name == "iter_2"
-    prune(tmp_path / "run", start, t=5, best=0)
+    prune(tmp_path / "run", [start], t=5, best=0)
     assert (tmp_path / "run" / "best").resolve() == start
+
+
+def test_the_sft_baseline_s_best_epoch_is_linked(tmp_path):
+    starts = [tmp_path / f"epoch_{i}" for i in (1, 2, 3)]
+    for path in (*starts, tmp_path / "run"):
+        path.mkdir()
+    prune(tmp_path / "run", starts, t=2, best=0)
+    assert (tmp_path / "run" / "best").resolve() == starts[0]
+    assert (tmp_path / "run" / "policy").resolve() == starts[2]
 
 
 # -- what a run is set up from --------------------------------------------------------------------

@@ -11,7 +11,7 @@ from trainer import load_tokenizer
 
 
 def load(*flags: str):
-    return toy.load_stories(parse_config(list(flags)))
+    return toy.load_stories(parse_config(["--task", "stories", *flags]))
 
 
 def test_solutions_are_right_and_splits_disjoint():
