@@ -300,14 +300,14 @@ def test_labels_that_are_all_alike_are_said(capsys, labels, good, message):
 
 
 def test_a_prm_is_read_before_anything_is_made(base, tmp_path):
-    flags = ["--reward", "answer+prm", "--prm", str(tmp_path / "nope")]
+    flags = ["--task", "stories", "--prm", str(tmp_path / "nope")]
     cfg = parse_config(flags)
     with pytest.raises(UserError, match="--prm .*nope"):
         train_prm.check(cfg)
     train_prm.check(parse_config([]))
     prm = train_prm.new_prm(base, trainer.load_tokenizer(base), "{query}", prm_config())
     trainer.save(trainer.State(0, prm.model), tmp_path / "prm", prm.tokenizer)
-    train_prm.check(parse_config(["--reward", "answer+prm", "--prm", str(tmp_path / "prm")]))
+    train_prm.check(parse_config(["--task", "stories", "--prm", str(tmp_path / "prm")]))
 
 
 # -- as a user runs it -----------------------------------------------------------------------------
@@ -384,7 +384,9 @@ def test_the_default_run_trains_its_prm_first_and_other_methods_share_it(tmp_pat
     assert "prm@4-2" in rows[0]
     keys = "prm/auc prm/step_auc prm/ece prm/wrong_admitted prm/min_last".split()
     assert rows[1].keys() >= set(keys)
-    code, _, err = run(tmp_path, "bstar.py", *LOOP, "--method", "online-rft", "--tau", "1")
+    at = LOOP.index("--temperatures")
+    online = [*LOOP[:at], *LOOP[at + 2 :], "--method", "online-rft", "--tau", "1"]
+    code, _, err = run(tmp_path, "bstar.py", *online)
     assert code == 0 and "PRM |" not in err, err
     [made] = (tmp_path / "runs/cache").glob("prm-stories-*")
     code, _, err = run(tmp_path, "train_prm.py")
