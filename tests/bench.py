@@ -342,7 +342,9 @@ def memory(line: str) -> dict:
     cfg = settings_of(f"{' '.join(rest[6:])} --max-length {length}")
     shape, dtype = model_config(kind, [int(x) for x in rest[:6]]), trainer.weights_dtype(cfg)
     with torch.device("meta"):  # loads code, which is not the model's
-        adamw(transformers.AutoModelForCausalLM.from_config(shape, dtype=dtype), 1.0)
+        transformers.AutoModelForCausalLM.from_config(shape, dtype=dtype)
+    if cfg.optim == "adamw8bit":
+        import torchao.optim  # noqa: F401
     code = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
     policy = transformers.AutoModelForCausalLM.from_config(shape, dtype=dtype)
     needed = trainer.needs(cfg, policy.num_parameters(), shape, False)
