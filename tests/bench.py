@@ -335,34 +335,38 @@ class Words:
         return [""] * len(rows)
 
 
-def memory(line: str) -> dict:
-    """MiB by which training or sampling raises a fresh process's peak; and as counted."""
-    what, length, kind, *rest = line.split()
-    length = int(length)
-    cfg = settings_of(f"{' '.join(rest[6:])} --max-length {length}")
-    shape, dtype = model_config(kind, [int(x) for x in rest[:6]]), trainer.weights_dtype(cfg)
-    with torch.device("meta"):  # loads code, which is not the model's
-        transformers.AutoModelForCausalLM.from_config(shape, dtype=dtype)
-    if cfg.optim == "adamw8bit":
-        import torchao.optim  # noqa: F401
-    code = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-    policy = transformers.AutoModelForCausalLM.from_config(shape, dtype=dtype)
-    needed = trainer.needs(cfg, policy.num_parameters(), shape, False)
-    if what == "train":
-        parts = ("weights", "gradients", "optimizer", "activations")
-        if cfg.gradient_checkpointing:
-            policy.gradient_checkpointing_enable({"use_reentrant": False})
-        optimizer, phase = adamw(policy, 1e-5), Phase("memory", 0, range(1), 1, 1e-5, 1e-5, 0.0)
-        full = 2 * cfg.token_budget // length  # its second micro-batch meets gradients and moments
-        for cfg.batch_size, n in ((1, 8), (full, length)):
-            rows = [([5] * n, 1)] * cfg.batch_size
-            trainer.train(policy, optimizer, rows, phase, cfg)
-    else:
-        parts = ("weights", "KV cache")
+def exercise(what: str, policy, cfg, length: int) -> None:
+    """Trains or samples as much as cfg's budgets allow."""
+    if what == "draw":
         sampler = engine.HFEngine(cfg, Words(), None, [4])
         sampler.wake(policy)
         sampler.sample([[5] * length], cfg.sample_budget // (length + cfg.max_tokens), 1.0, 0)
-    return {"counted": sum(needed[part] for part in parts) / 2**20, "held": peak() - code}
+        return
+    if cfg.gradient_checkpointing:
+        policy.gradient_checkpointing_enable({"use_reentrant": False})
+    optimizer, phase = adamw(policy, 1e-5), Phase("memory", 0, range(1), 1, 1e-5, 1e-5, 0.0)
+    full = 2 * cfg.token_budget // length  # its second micro-batch meets gradients and moments
+    for cfg.batch_size, n in ((1, 8), (full, length)):
+        rows = [([5] * n, 1)] * cfg.batch_size
+        trainer.train(policy, optimizer, rows, phase, cfg)
+
+
+def memory(line: str) -> dict:
+    """MiB by which training or sampling raises a fresh process's peak; and as counted."""
+    what, length, kind, *rest = line.split()
+    cfg = settings_of(f"{' '.join(rest[6:])} --max-length {length}")
+    shape, dtype = model_config(kind, [int(x) for x in rest[:6]]), trainer.weights_dtype(cfg)
+    new = transformers.AutoModelForCausalLM.from_config
+    # code and the libraries' own buffers are not the model's: a small one loads them first
+    exercise(what, new(model_config(kind, [100, 64, 128, 1, 2, 2]), dtype=dtype), cfg, int(length))
+    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+    policy = new(shape, dtype=dtype)
+    needed = trainer.needs(cfg, policy.num_parameters(), shape, False)
+    parts = ("weights", "KV cache")
+    if what == "train":
+        parts = ("weights", "gradients", "optimizer", "activations")
+    exercise(what, policy, cfg, int(length))
+    return {"counted": sum(needed[part] for part in parts) / 2**20, "held": peak() - before}
 
 
 # -- side by side ---------------------------------------------------------------------------------

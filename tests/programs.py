@@ -729,7 +729,9 @@ def decide(cases, folder, port, workers=10):
 
 def become(uid, python):
     """This process turns into user `uid`, once it has read all it needs; its fork servers run `python`."""
-    import concurrent.futures.thread  # noqa: E401,F401
+    import concurrent.futures.thread  # noqa: F401
+
+    import sandbox  # noqa: F401
 
     sys.executable = python
     os.setgroups([])
