@@ -111,10 +111,9 @@ def settings_of(flags: str = ""):
 # -- training -------------------------------------------------------------------------------------
 
 
-def of_training(rows: list, batches: list[list[list[int]]], seconds: float) -> dict:
-    """What both sides report of a pass over the examples."""
+def of_training(rows: list, padded: int, seconds: float) -> dict:
+    """What both sides report of a pass over the examples, which padding made `padded` tokens."""
     n_tokens = sum(len(ids) for ids, _ in rows)
-    padded = sum(max(map(len, batch)) * len(batch) for batch in batches)
     rate, share = n_tokens / seconds, 1 - n_tokens / padded
     return {"tokens/s without padding": rate, "padding share": share, "peak MiB": peak()}
 
@@ -127,10 +126,11 @@ def train_ours(model: str) -> dict:
     for i in range(2):
         phase = Phase("train", i, steps, len(steps), 1e-5, 1e-5, 0.0)
         seconds = clock(trainer.train, policy, optimizer, rows, phase, cfg)
-    batches = []
+    padded = 0
     for k in range(0, len(rows), 32):
-        batches += [ids for ids, _ in data.micro_batches(rows[k : k + 32], cfg.token_budget)]
-    result = of_training(rows, batches, seconds)
+        batches = data.micro_batches(rows[k : k + 32], cfg.token_budget)
+        padded += sum(max(map(len, ids)) * len(ids) for ids, _ in batches)
+    result = of_training(rows, padded, seconds)
     # against one large matrix product, whose .item() waits for the GPU
     n, dtype = (8192, torch.bfloat16) if trainer.device() == "cuda" else (2048, torch.float32)
     a = torch.ones(n, n, device=trainer.device(), dtype=dtype)
@@ -139,12 +139,12 @@ def train_ours(model: str) -> dict:
     return {**result, "model FLOP utilisation": use}
 
 
-def train_trl(model: str) -> dict:
+def train_trl(model: str, attention: str = "sdpa", **fastest) -> dict:
     """The same with TRL's SFTTrainer, 4 micro-batches of 8 a step."""
     import datasets
     import trl
 
-    rows, stamps, gpu = examples(model), [], torch.cuda.is_available()
+    rows, stamps, sizes, gpu = examples(model), [], [], torch.cuda.is_available()
 
     class Clock(transformers.TrainerCallback):
         def on_epoch_end(self, *args, **kwargs):
@@ -154,25 +154,34 @@ def train_trl(model: str) -> dict:
     batch = dict(per_device_train_batch_size=8, gradient_accumulation_steps=4, max_length=None)
     quiet = dict(save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True)
     hardware = dict(bf16=gpu, use_cpu=not gpu, gradient_checkpointing=False)
+    both = dict(num_train_epochs=2, learning_rate=1e-5)
     raw = {"skip_prepare_dataset": True}
-    settings = trl.SFTConfig(
-        "trl",
-        num_train_epochs=2,
-        learning_rate=1e-5,
-        dataset_kwargs=raw,
-        **batch,
-        **quiet,
-        **hardware,
-    )
-    trl.SFTTrainer(
-        transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
-        settings,
+    settings = dict(**both, **batch, **quiet, **hardware, dataset_kwargs=raw, **fastest)
+    load = transformers.AutoModelForCausalLM.from_pretrained
+    sft = trl.SFTTrainer(
+        load(model, dtype=torch.float32, attn_implementation=attention),
+        trl.SFTConfig("trl", **settings),
         train_dataset=datasets.Dataset.from_list(table),
         callbacks=[Clock()],
         processing_class=transformers.AutoTokenizer.from_pretrained(model),
-    ).train()
-    batches = [[ids for ids, _ in rows[k : k + 8]] for k in range(0, len(rows), 8)]
-    return of_training(rows, batches, stamps[1] - stamps[0])
+    )
+    collate = sft.data_collator
+
+    def counted(batch: list) -> dict:
+        tensors = collate(batch)
+        sizes.append(tensors["input_ids"].numel())
+        return tensors
+
+    sft.data_collator = counted
+    sft.train()
+    return of_training(rows, sum(sizes) // 2, stamps[1] - stamps[0])
+
+
+def train_trl_fastest(model: str) -> dict:
+    """TRL without padding where flash attention is, else with rows of one length together."""
+    if torch.cuda.is_available() and find_spec("flash_attn"):
+        return train_trl(model, "flash_attention_2", padding_free=True)
+    return train_trl(model, train_sampling_strategy="group_by_length")
 
 
 # -- sampling: 16 responses to each prompt, at most 96 tokens, any of which may be the last --------
@@ -415,8 +424,12 @@ def measure(turns: int, cwd: str, also: Path | None) -> list[str]:
         models[also.name] = also.resolve()
     if find_spec("trl"):
         for name, model in models.items():
-            what = f"training {name} in float32, against TRL's SFTTrainer"
-            rows += compare(what, ["train_ours", "train_trl"], model, cwd, turns)
+            for other, how in (
+                ("train_trl", "as it comes"),
+                ("train_trl_fastest", "at its fastest"),
+            ):
+                what = f"training {name} in float32, against TRL's SFTTrainer {how}"
+                rows += compare(what, ["train_ours", other], model, cwd, turns)
     what = "sampling 16 x 16 responses, against `model.generate`"
     rows += compare(what, ["sample_ours", "sample_bare"], small, cwd, turns)
     if find_spec("vllm"):
