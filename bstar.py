@@ -102,9 +102,8 @@ def select(groups: list[list[Sample]], tau: float, N: int, seed: int) -> list[li
         reward, _, text = metrics.as_arrays([group])
         repeated = metrics.repeats(reward, text)[0]
         fresh = [s for s, again in zip(group, repeated) if not again and s.reward > tau]
-        ranked.append(
-            sorted(fresh, key=lambda s: -s.reward)
-        )  # stable: ties stay as they were drawn
+        # the sort is stable: ties stay as they were drawn
+        ranked.append(sorted(fresh, key=lambda s: -s.reward))
 
     kept: list[list[Sample]] = [[] for _ in groups]
     left, rng = N, random.Random(seed)
