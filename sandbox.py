@@ -174,39 +174,54 @@ def answers(server: ForkServer, program: str, calls: list, expected: int) -> lis
     return lines if ended and len(lines) == len(calls) else []
 
 
-# The test code of a data set, in a child of its own, without the program. Each call of the tested
-# function is answered from `known`; the first unknown one is printed, for the program to answer.
+# The test code of a data set, in a child of its own, without the program. Each call of a tested
+# function is printed and answered: from `known`, then by the reference, on which no verdict rests.
 REPLAY = """
 import math, os, random, sys
 inf, nan, known = math.inf, math.nan, iter([{known}])
+asked, sys.stdout = sys.stdout, sys.stderr
 def stub(name):
+    reference = globals().get(name)
     def ask(*args, **named):
+        question = f"{{name}}(*{{args!r}}, **{{named!r}})"
+        print(question, file=asked, flush=True)
         for value in known: return value
-        os._exit(print(f"{{name}}(*{{args!r}}, **{{named!r}})", flush=True) or 0)
+        if reference is None: os._exit(1)
+        return eval(question, {{**globals(), name: reference}})
     return ask
 random.seed(0)
 {source}
-print("passed")
 """
 
 
 def passes_replay(server: ForkServer, program: str, source: str) -> bool:
-    """1[the test code passes on the program's answers].
+    """1[the test code passes on the program's answers], which one process gives, each once.
 
-    Each new question is asked after all earlier ones, in a process that must answer those as
-    before: so the answers are those of one process, and no call is answered twice.
+    The program is asked at once all that the reference's answers lead to. Where its own lead to
+    another question, a new process is asked, which must answer those before as the last one did.
     """
-    questions, lines = [], []
+    questions, lines, known = [], [], []
     while True:
-        known = [repr(decode(line)) for line in lines]  # what is no plain data is no Python either
-        ended, out = server.run(REPLAY.format(known=", ".join(known), source=source))
-        question = out.decode().rstrip("\n").rpartition("\n")[2]
-        if not ended or question == "passed":
-            return ended and questions != []  # a test that asks nothing is none
-        questions.append(question)
-        before, lines = lines, answers(server, program, questions, OUTPUT * len(questions))
-        if not lines or lines[:-1] != before:
+        passed, asked = replay(server, source, lines)
+        same = len(os.path.commonprefix([asked, questions]))
+        if same == len(asked):
+            return passed and same > 0  # a test that asks nothing is none
+        if same < len(questions):
+            if same <= len(known):
+                return False  # the test asks something else each time
+            _, asked = replay(server, source, lines[:same])
+        known, questions = lines[:same], asked
+        lines = answers(server, program, questions, OUTPUT * len(questions))
+        if not lines or lines[:same] != known:
             return False
+
+
+def replay(server: ForkServer, source: str, lines: list[bytes]) -> tuple[bool, list[str]]:
+    """(does the test code pass, the questions it asks); `lines` answer the first of them."""
+    known = [repr(decode(line)) for line in lines]  # what is no plain data is no Python either
+    code = REPLAY.format(known=", ".join(known), source=source)
+    passed, out = server.run(code, expected=16 * OUTPUT)
+    return passed, out.decode(errors="replace").split("\n")[:-1]
 
 
 def assert_tests(
@@ -216,7 +231,8 @@ def assert_tests(
 
     source     assert lines; with `entry`, a module whose check(candidate) tests that function
     setup      runs after the program, before the calls (MBPP's test_setup_code)
-    reference  code that the test needs and no program is asked for (HumanEval's solution)
+    reference  the right program (HumanEval's solution): says what the test will ask, and defines
+               what else it needs
     returns    calls and literal values where each assert is f(...) == literal, else test code
 
     >>> assert_tests("assert add(2, 3) == 5")

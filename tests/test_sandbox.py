@@ -372,6 +372,60 @@ def test_asserts(source, program, verdict):
     assert run_unit_tests(program, assert_tests(source)) == verdict
 
 
+def check(body, reference, **names):
+    """HumanEval's form: a module with check(candidate), and the right program."""
+    source = "def check(candidate):\n" + "".join(f"    {line}\n" for line in body.split("\n"))
+    return assert_tests(source, entry="f", reference=reference)
+
+
+NEXT = "def f(x): return x + 1"
+MANY = "for i in range(60): assert candidate(i) - 1 == i"
+FEEDS = "x = 0\nfor i in range(1, 60):\n    x = candidate(x)\n    assert abs(x) == i"
+EITHER = "x = candidate(0)\nassert x in (1, 2) and candidate(x) == x + 1"
+
+
+@pytest.mark.parametrize(
+    "body, program, verdict, runs",
+    [
+        (MANY, NEXT, True, 3),
+        (f"print('f(1)')\n{MANY}", NEXT, True, 3),
+        (MANY, "def f(x): return x + 1 + (x == 59)", False, 3),
+        (MANY, "def f(x): return 1 / (x - 59) and x + 1", False, 2),
+        (FEEDS, NEXT, True, 3),
+        (FEEDS, "def f(x): return x + 1 - (x == 40)", False, 3),
+        (EITHER, NEXT, True, 3),
+        (EITHER, "def f(x): return x + 1 + (x == 0)", True, 6),
+        (
+            EITHER,
+            "n = 0\ndef f(x):\n    global n\n    n += 1\n    return x + 1 + (n == 1)",
+            True,
+            6,
+        ),
+        ("assert candidate(2)\nassert not candidate(3)", "def f(x): return x == 2", True, 3),
+        ("assert candidate(random.SystemRandom().random()) > 1", NEXT, False, 3),
+    ],
+)
+def test_a_reference_says_what_will_be_asked(monkeypatch, body, program, verdict, runs):
+    """The runs of children do not grow with the number of questions."""
+    jobs = []
+    run = sandbox.ForkServer.run
+    assert run_unit_tests("print(1)", {"inputs": [""], "outputs": ["1"]})  # a server is up
+    monkeypatch.setattr(
+        sandbox.ForkServer, "run", lambda self, *a, **k: jobs.append(a) or run(self, *a, **k)
+    )
+    assert run_unit_tests(program, check(body, NEXT)) == verdict
+    assert len(jobs) == runs
+
+
+@pytest.mark.parametrize(
+    "state", ["len(sys._getframe(1).f_back.f_locals['job']['calls'])", "time.time_ns()"]
+)
+def test_answers_are_those_of_one_process(state):
+    """Where another question follows, no earlier one is answered twice."""
+    program = f"import sys, time\ndef f(x): return x + 2 + ({state} if x == 0 else 0)"
+    assert not run_unit_tests(program, check("candidate(candidate(0))", NEXT))
+
+
 def test_mbpp_references_pass():
     data = rows("mbpp/mbpp.jsonl")
     tests = [assert_tests("\n".join(r["test_list"]), setup=r["test_setup_code"]) for r in data]
