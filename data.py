@@ -578,7 +578,7 @@ def apps_tests(row: dict) -> dict:
 
 
 def assert_lines(source: str, **how: str) -> dict:
-    """The tests of MBPP or HumanEval for sandbox.assert_tests, checked; raises BadRow.
+    """The tests of MBPP or HumanEval for sandbox.passes_asserts, checked; raises BadRow.
 
     source   Python with assert lines
     how      `setup`, or `entry` and `reference`

@@ -432,7 +432,8 @@ def preflight(cfg: Config) -> None:
             "leave the flag out"
         )
     if cfg.reward == "tests":  # fails closed, hours before the first program
-        sandbox.run_unit_tests("", {"inputs": [""], "outputs": [""]}, unsafe=cfg.unsafe_code)
+        tests = {"inputs": [""], "outputs": [""], "unsafe": cfg.unsafe_code}
+        sandbox.passes("", json.dumps(tests))
     shape = model_config(cfg.model) if cfg.model else None
     n = n_parameters(cfg.model, shape)
     if n is None:

@@ -44,9 +44,9 @@ import threading
 import time
 import types
 import typing
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, repeat
+from collections import defaultdict
+from collections.abc import Callable
+from itertools import chain
 from os import _exit  # bound early: the program may replace os._exit in its own process
 from pathlib import Path
 
@@ -55,20 +55,11 @@ if __name__ == "__main__":
 else:
     from data import UserError
 
+FILE = os.path.abspath(__file__)
+
 # -- the client: from a response to 0 or 1 --------------------------------------------------------
 
 BLOCK = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.S | re.M)
-
-
-def passes(program: str, gold: str) -> bool:
-    """1[y^ passes all unit tests of x]   [Eq. 1, Sec. 2.1]
-
-    gold     the tests as JSON: those of APPS, or {"asserts": the arguments of assert_tests}
-    """
-    tests = json.loads(gold)
-    if "asserts" in tests:
-        tests |= assert_tests(**tests["asserts"])
-    return run_unit_tests(program, tests)
 
 
 def extract_program(text: str) -> str | None:
@@ -84,70 +75,49 @@ def extract_program(text: str) -> str | None:
     return program.strip("\n") or None
 
 
-def run_unit_tests(
-    program: str, tests: dict, fn_name: str | None = None, unsafe: bool = False
-) -> bool:
-    """1[the program passes every test]; there is no reward for half of them.
+def passes(program: str, gold: str) -> bool:
+    """1[y^ passes all unit tests of x]; there is no reward for half of them   [Eq. 1, Sec. 2.1]
 
-    tests    {"inputs": [...], "outputs": [...]} as in APPS (stdin texts, or argument lists of
-             `fn_name`), or what assert_tests returns; `fn_name` and `unsafe` may stand in them
-    raises   SandboxError where isolation falls short, unless `unsafe`
+    gold     JSON: {"inputs": [...], "outputs": [...]} as in APPS (stdin and stdout, or arguments
+             and value of "fn_name"), or {"asserts": ...} for passes_asserts; with "unsafe": true
+             the program also runs where isolation falls short
+    raises   SandboxError where it does, unless "unsafe"
 
-    >>> square = "def square(x): return x + x"
-    >>> run_unit_tests(square, {"inputs": [[2], [3]], "outputs": [[4], [9]]}, "square")
+    >>> tests = {"fn_name": "square", "inputs": [[2], [3]], "outputs": [[4], [9]]}
+    >>> passes("def square(x): return x + x", json.dumps(tests))
     False
     """
-    unsafe = unsafe or tests.get("unsafe", False)
+    tests = json.loads(gold)
+    unsafe = tests.get("unsafe", False)
     for _ in range(2):  # once more where the fork server was killed from outside
         server = SERVERS.take(unsafe)
-        verdict = passes_all(server, program, tests, fn_name or tests.get("fn_name"))
+        verdict = passes_on(server, program, tests)
         if server.alive:
             SERVERS.idle[unsafe].append(server)
             break
     return verdict
 
 
-def grade_programs(
-    programs: Sequence[str],
-    tests: Sequence[dict],
-    fn_names: Sequence[str | None] | None = None,
-    workers: int | None = None,
-    unsafe: bool = False,
-) -> list[bool]:
-    """run_unit_tests for many programs, tests and fn_names one a program, in `workers` servers."""
-    with ThreadPoolExecutor(workers or min(16, os.cpu_count() or 1)) as pool:
-        names = fn_names or repeat(None)
-        return list(pool.map(run_unit_tests, programs, tests, names, repeat(unsafe)))
-
-
-def passes_all(server: ForkServer, program: str, tests: dict, fn_name: str | None) -> bool:
-    """1[the program passes every test], on one fork server."""
-    if "replay" in tests:
-        return passes_replay(server, program, tests["replay"])
-    inputs, outputs = tests["inputs"], tests["outputs"]
+def passes_on(server: ForkServer, program: str, tests: dict) -> bool:
+    """`passes` on one fork server."""
+    if "asserts" in tests:
+        return passes_asserts(server, program, tests["asserts"])
+    inputs, outputs, name = tests["inputs"], tests["outputs"], tests.get("fn_name")
     if not inputs or len(inputs) != len(outputs):
-        counts = f"{len(inputs)} inputs, {len(outputs)} outputs"
-        raise ValueError(f"tests need as many outputs as inputs, and one at least: {counts}")
-    if "setup" in tests:
-        values = [ast.literal_eval(output) for output in outputs]
-        return passes_calls(server, f"{program}\n{tests['setup']}", inputs, values, operator.eq)
-    if fn_name is None:
+        return False  # what is not tested is not right
+    if name is None:
         return passes_stdin(server, program, inputs, outputs)
-    calls = [[fn_name, arguments] for arguments in inputs]
-    return passes_calls(server, program, calls, unwrapped(outputs), same_value)
-
-
-def unwrapped(outputs: list) -> list:
-    """APPS's expected values of functions: in 455 of 460 rows they stand as [9] for 9."""
+    calls = [[name, arguments] for arguments in inputs]
+    # APPS's expected values: in 455 of 460 rows they stand as [9] for 9
     if all(isinstance(output, list) and len(output) == 1 for output in outputs):
-        return [output[0] for output in outputs]
-    return outputs
+        outputs = [output[0] for output in outputs]
+    return passes_calls(server, program, calls, outputs, same_value)
 
 
 def passes_stdin(server: ForkServer, program: str, inputs: list, outputs: list) -> bool:
     """1[the program prints each output for its input]; each input has a process of its own."""
-    for given, want in zip(inputs, outputs):
-        given, want = as_text(given), as_text(want).encode("utf-8", "surrogatepass")
+    for given, want in zip(map(as_text, inputs), map(as_text, outputs)):
+        want = want.encode("utf-8", "surrogatepass")
         ended, out = server.run(program, given, expected=len(want))
         if not ended or not same_tokens(out, want):
             return False
@@ -174,6 +144,56 @@ def answers(server: ForkServer, program: str, calls: list, expected: int) -> lis
     return lines if ended and len(lines) == len(calls) else []
 
 
+def passes_asserts(server: ForkServer, program: str, asserts: dict) -> bool:
+    """1[assert lines (MBPP) or check(candidate) (HumanEval) hold for the program].
+
+    asserts  "source": assert lines; with "entry", a module whose check(candidate) tests that name
+             "setup": runs after the program, before the calls (MBPP's test_setup_code)
+             "reference": the right program (HumanEval's solution); it says what tests that are
+             more than f(...) == literal will ask, and defines what else they need
+    """
+    source, entry = asserts["source"], asserts.get("entry")
+    tree = ast.parse(source)
+    program = f"{program}\n{asserts.get('setup', '')}"
+    if entry:
+        program += f"\ncandidate = {entry}"
+        names, then = {"candidate"}, "check(candidate)"
+        body = next(node for node in tree.body if getattr(node, "name", "") == "check").body
+    else:
+        functions = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
+        names = {function.id for function in functions if isinstance(function, ast.Name)}
+        names = names - set(dir(builtins)) or names  # a program may have its own `sum`
+        body, then = tree.body, ""
+    try:
+        calls, values = literal_tests(body, names)
+    except ValueError:  # some assert has another form
+        stubs = [f"{name} = stub({entry or name!r})" for name in sorted(names)]
+        code = "\n".join([asserts.get("reference", ""), *stubs, source, then])
+        return passes_replay(server, program, code)
+    return passes_calls(server, program, calls, values, operator.eq)
+
+
+def literal_tests(body: list[ast.stmt], names: set[str]) -> tuple[list[str], list]:
+    """(calls, their values); raises ValueError if an assert is not f(...) == literal.
+
+    >>> literal_tests(ast.parse("assert add(2, 3) == 5").body, {"add"})
+    (['add(2, 3)'], [5])
+    """
+    calls, values = [], []
+    for node in body:
+        match node:
+            case ast.Pass() | ast.Expr(ast.Constant()) | ast.Assert(ast.Constant(True)):
+                continue
+            case ast.Assert(ast.Compare(ast.Call(ast.Name(name)) as call, [ast.Eq()], [value])):
+                if name not in names:
+                    raise ValueError(name)
+                calls.append(ast.unparse(call))
+                values.append(ast.literal_eval(value))
+            case _:
+                raise ValueError(node)
+    return calls, values
+
+
 # The test code of a data set, in a child of its own, without the program. Each call of a tested
 # function is printed and answered: from `known`, then by the reference, on which no verdict rests.
 REPLAY = """
@@ -190,11 +210,11 @@ def stub(name):
         return eval(question, {{**globals(), name: reference}})
     return ask
 random.seed(0)
-{source}
+{code}
 """
 
 
-def passes_replay(server: ForkServer, program: str, source: str) -> bool:
+def passes_replay(server: ForkServer, program: str, code: str) -> bool:
     """1[the test code passes on the program's answers], which one process gives, each once.
 
     The program is asked at once all that the reference's answers lead to. Where its own lead to
@@ -202,97 +222,41 @@ def passes_replay(server: ForkServer, program: str, source: str) -> bool:
     """
     questions, lines, known = [], [], []
     while True:
-        passed, asked = replay(server, source, lines)
+        passed, asked = replay(server, code, lines)
         same = len(os.path.commonprefix([asked, questions]))
         if same == len(asked):
             return passed and same > 0  # a test that asks nothing is none
         if same < len(questions):
             if same <= len(known):
                 return False  # the test asks something else each time
-            _, asked = replay(server, source, lines[:same])
+            _, asked = replay(server, code, lines[:same])
         known, questions = lines[:same], asked
-        lines = answers(server, program, questions, OUTPUT * len(questions))
+        lines = answers(server, program, questions, len(code))
         if not lines or lines[:same] != known:
             return False
 
 
-def replay(server: ForkServer, source: str, lines: list[bytes]) -> tuple[bool, list[str]]:
+def replay(server: ForkServer, code: str, lines: list[bytes]) -> tuple[bool, list[str]]:
     """(does the test code pass, the questions it asks); `lines` answer the first of them."""
     known = [repr(decode(line)) for line in lines]  # what is no plain data is no Python either
-    code = REPLAY.format(known=", ".join(known), source=source)
-    passed, out = server.run(code, expected=16 * OUTPUT)
+    program = REPLAY.format(known=", ".join(known), code=code)
+    passed, out = server.run(program, expected=8 * OUTPUT)
     return passed, out.decode(errors="replace").split("\n")[:-1]
-
-
-def assert_tests(
-    source: str, entry: str | None = None, setup: str = "", reference: str = ""
-) -> dict:
-    """The `tests` of run_unit_tests from assert lines (MBPP) or check(candidate) (HumanEval).
-
-    source     assert lines; with `entry`, a module whose check(candidate) tests that function
-    setup      runs after the program, before the calls (MBPP's test_setup_code)
-    reference  the right program (HumanEval's solution): says what the test will ask, and defines
-               what else it needs
-    returns    calls and literal values where each assert is f(...) == literal, else test code
-
-    >>> assert_tests("assert add(2, 3) == 5")
-    {'inputs': ['add(2, 3)'], 'outputs': ['5'], 'setup': ''}
-    """
-    tree = ast.parse(source)
-    names, body, run_check = called_names(tree), tree.body, ""
-    if entry:
-        names, run_check = {"candidate"}, "check(candidate)"
-        body = next(node for node in body if getattr(node, "name", "") == "check").body
-        setup = f"{setup}\ncandidate = {entry}"
-    try:
-        inputs, outputs = literal_tests(body, names)
-    except ValueError:  # some assert has another form
-        stubs = [f"{name} = stub({entry or name!r})" for name in sorted(names)]
-        return {"replay": "\n".join([reference, *stubs, source, run_check])}
-    return {"inputs": inputs, "outputs": outputs, "setup": setup}
-
-
-def called_names(tree: ast.AST) -> set[str]:
-    """The functions that assert lines call: no built-in ones, unless there are no others."""
-    calls = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    names = {function.id for function in calls if isinstance(function, ast.Name)}
-    return names - set(dir(builtins)) or names
-
-
-def literal_tests(body: list[ast.stmt], names: set[str]) -> tuple[list[str], list[str]]:
-    """(calls, values) as source; raises ValueError if an assert is not f(...) == literal."""
-    inputs, outputs = [], []
-    for node in body:
-        match node:
-            case ast.Pass() | ast.Expr(ast.Constant()) | ast.Assert(ast.Constant(True)):
-                continue
-            case ast.Assert(ast.Compare(ast.Call(ast.Name(name)) as call, [ast.Eq()], [value])):
-                if name not in names:
-                    raise ValueError(name)
-                inputs.append(ast.unparse(call))
-                outputs.append(repr(ast.literal_eval(value)))
-            case _:
-                raise ValueError(node)
-    return inputs, outputs
 
 
 # -- comparing ------------------------------------------------------------------------------------
 
-NUMBER = re.compile(rb"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")
-KINDS = dict.fromkeys((list, tuple, set, frozenset), iter)
-KINDS |= {dict: dict.items, complex: lambda value: (value.real, value.imag)}
+NUMBER = re.compile(rb"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")  # float() takes nan and 1_0, too
 
 
 def same_tokens(out: bytes, want: bytes) -> bool:
-    """Valid UTF-8, and equal tokens on equal lines, blank lines aside.
+    """Equal tokens on equal lines, blank lines aside.
 
     >>> same_tokens(b"1 2 \\n0.333333333\\n", b"1 2\\n\\n0.3333333")
     True
     >>> same_tokens(b"1\\n2\\n", b"1 2"), same_tokens(b"2.0", b"2")
     (False, False)
     """
-    if out.decode(errors="replace").encode() != out:
-        return False
     got, gold = token_lines(out), token_lines(want)
     if [*map(len, got)] != [*map(len, gold)]:
         return False
@@ -308,9 +272,8 @@ def same_token(got: bytes, want: bytes) -> bool:
     """Equal, or numbers within 1e-6 relative where the expected one has a . or an e."""
     if got == want:
         return True
-    if not re.search(rb"[.eE]", want) or not NUMBER.fullmatch(want) or not NUMBER.fullmatch(got):
-        return False
-    return is_close(float(got), float(want))
+    is_float = re.search(rb"[.eE]", want) and NUMBER.fullmatch(want) and NUMBER.fullmatch(got)
+    return bool(is_float) and is_close(float(got), float(want))
 
 
 def is_close(got: float, want: float) -> bool:
@@ -334,6 +297,10 @@ def same_value(got: object, want: object) -> bool:
     if isinstance(want, float) and isinstance(got, float) and is_close(got, want):
         return True
     return got == want and isinstance(got, bool) == isinstance(want, bool)
+
+
+KINDS = dict.fromkeys((list, tuple, set, frozenset), iter)  # kind: its parts
+KINDS |= {dict: dict.items, complex: lambda value: (value.real, value.imag)}
 
 
 def plain(value: object) -> object:
@@ -388,14 +355,13 @@ class ForkServer:
     def __init__(self, unsafe: bool):
         if not sys.platform.startswith("linux"):
             raise SandboxError(f"model-written programs run on Linux only; this is {sys.platform}")
+        self.alive = True
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-s", "-S", "-P", os.path.abspath(__file__)]
-        command.append(str(theirs.fileno()))
-        if unsafe:
-            command.append("--unsafe")
-        with theirs:  # the server gets nothing of this process but the socket
+        flags = ["--unsafe"] if unsafe else []
+        # nothing of this process reaches the server but one end of the socket
+        with theirs:
             self.process = subprocess.Popen(
-                command,
+                [sys.executable, *"-s -S -P".split(), FILE, str(theirs.fileno()), *flags],
                 env={"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"},
                 pass_fds=[theirs.fileno()],
                 cwd="/",
@@ -404,19 +370,14 @@ class ForkServer:
                 stdout=subprocess.DEVNULL,
             )
         state = self.control.recv(4096).decode() or "its fork server did not start"
-        if state == "ready" and not unsafe:
-            state = self.probe()
+        if state == "ready" and not unsafe:  # seen from inside: a wall may stand and hold nothing
+            ended, out = self.run(PROBE.format(file=FILE, python=sys.executable))
+            acts = sorted({*out.decode().split()})
+            if acts or not ended:
+                state = f"open to them: {', '.join(acts)}" if acts else "the probe failed"
         if state != "ready":
             problem = f"model-written programs can't be run safely here: {state}"
             raise SandboxError(f"{problem}; or accept less with --unsafe-code")
-
-    def probe(self) -> str:
-        """`ready` if a program is denied what it must not do, else what is open to it."""
-        ended, out = self.run(PROBE.format(file=os.path.abspath(__file__), python=sys.executable))
-        acts = sorted({*out.decode().split()})
-        if acts:
-            return f"open to them: {', '.join(acts)}"
-        return "ready" if ended else "the probe failed"
 
     def run(
         self, program: str, stdin: str = "", calls: list | None = None, expected: int = 0
@@ -445,61 +406,71 @@ class Servers:
     """The fork servers that wait for work; a forked process must not share its parent's."""
 
     def __init__(self):
-        self.owner, self.idle = None, {}
+        self.idle = defaultdict(list)  # by `unsafe`
+        os.register_at_fork(after_in_child=self.idle.clear)
 
     def take(self, unsafe: bool) -> ForkServer:
         """One that waits, or a new one."""
-        if self.owner != os.getpid():
-            self.owner, self.idle = os.getpid(), {False: [], True: []}
-        try:
+        with contextlib.suppress(IndexError):
             return self.idle[unsafe].pop()
-        except IndexError:
-            return ForkServer(unsafe)
+        return ForkServer(unsafe)
 
 
 SERVERS = Servers()
 
 # -- the child: what it gives up ------------------------------------------------------------------
+#
+# Two walls stand one behind the other. Landlock closes files, TCP and signals by what they are;
+# seccomp admits the system calls below and no other. The limits hold what is left, computing.
 
-LOOK_S, IDLE_S, WALL_S, THREADS = 0.05, 12, 60, 64  # how often, and how much, at most
+LOOK_S, IDLE_S, WALL_S = 0.05, 12, 60  # how often a child is looked at; it may sleep, and last
+THREADS = 64
+CPU_S, CALLS_CPU_S = 4, 16  # a program or a call; all calls
 # A thread's stack, unless the program asks for more; else glibc would take RLIMIT_STACK.
 STACK, THREAD_STACK = 256 << 20, 8 << 20
-CPU_S, CALLS_CPU_S = 4, 16  # a program or a call; all calls
 LIMITS = {
-    resource.RLIMIT_AS: 1 << 30,
-    resource.RLIMIT_FSIZE: 0,
-    resource.RLIMIT_NOFILE: 32,
-    resource.RLIMIT_CORE: 0,
-    resource.RLIMIT_MEMLOCK: 0,
+    resource.RLIMIT_AS: 1 << 30,  # memory, of which the trainer needs the rest
+    resource.RLIMIT_FSIZE: 0,  # no file grows, should one be writable
+    resource.RLIMIT_NOFILE: 32,  # duplicates of descriptors are kernel memory, outside RLIMIT_AS
+    resource.RLIMIT_CORE: 0,  # a crash must not write the memory to the disk
+    resource.RLIMIT_MEMLOCK: 0,  # pinned memory can't be swapped out
 }
-ALLOW, FAIL = 0x7FFF0000, 0x00050000  # seccomp's actions; FAIL | error number
 
-# Calls that touch only the caller's memory, its open descriptors, or its clocks.
-FREE = """alarm brk clock_getres clock_gettime clock_nanosleep close close_range dup dup2 dup3 exit
-exit_group fstat fstatfs futex getcwd getegid geteuid getgid getgroups getitimer getpgrp getpid
-getppid getrandom getresgid getresuid getrlimit getrusage getsid gettid gettimeofday getuid lseek
-madvise mmap mprotect mremap munmap nanosleep pause poll ppoll pread64 pselect6 read readv
-restart_syscall rseq rt_sigaction rt_sigpending rt_sigprocmask rt_sigreturn rt_sigsuspend
-sched_getaffinity sched_yield select set_robust_list set_tid_address setitimer sigaltstack sysinfo
-time times uname write writev""".split()
-# Calls that tell a path's existence or times: to them there is no file.
+# Why a system call is harmless: its names. What is not named here or below fails with EPERM.
+FREE = {
+    "its own memory": "brk madvise mmap mprotect mremap munmap",
+    "open descriptors, which are its input and output": """close close_range dup dup2 dup3 fstat
+        fstatfs lseek poll ppoll pread64 pselect6 read readv select write writev""",
+    "its own threads": """exit exit_group futex restart_syscall rseq sched_getaffinity sched_yield
+        set_robust_list set_tid_address""",
+    "signals and timers of its own": """alarm getitimer pause rt_sigaction rt_sigpending
+        rt_sigprocmask rt_sigreturn rt_sigsuspend setitimer sigaltstack""",
+    "clocks": "clock_getres clock_gettime clock_nanosleep gettimeofday nanosleep time times",
+    "who and where it is": """getcwd getegid geteuid getgid getgroups getpgrp getpid getppid
+        getrandom getresgid getresuid getrlimit getrusage getsid gettid getuid sysinfo uname""",
+}
+# To these, which tell whether a path exists and its times, there is no file.
 HIDDEN = "access faccessat faccessat2 lstat stat statx".split()
+ALLOW, FAIL = 0x7FFF0000, 0x00050000  # seccomp's actions; FAIL | error number
+NO_FILE, NO_CALL = FAIL | errno.ENOENT, FAIL | errno.ENOSYS
+# Only to read: /dev/stdin is a path, and Landlock refuses all others, but not with O_PATH.
 WRITES = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC | os.O_PATH | os.O_TMPFILE & ~os.O_DIRECTORY
-# (call, argument, mask, value): allowed only where argument & mask == value. Left open,
-# fcntl(F_SETOWN) and the like send signals, and prlimit64 changes other processes' limits.
-LIMITED = [
-    ("open", 1, WRITES, 0),
-    ("openat", 2, WRITES, 0),
-    ("clone", 0, 0x7E032000, 0x10000),  # CLONE_THREAD, no new namespace, no CLONE_PTRACE
-    ("prlimit64", 0, -1, 0),
-    ("newfstatat", 3, -1, 0x1000),  # AT_EMPTY_PATH: glibc's fstat
-    ("fcntl", 1, ~3, 0),  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL
-    ("fcntl", 1, -1, fcntl.F_DUPFD_CLOEXEC),
-    ("ioctl", 1, -1, 0x5401),  # TCGETS
-    ("ioctl", 1, -1, 0x5413),  # TIOCGWINSZ
-    ("ioctl", 1, ~1, 0x5450),  # FIONCLEX, FIOCLEX
+# (action, call, argument, mask, value): where argument & mask == value
+RULES = [
+    (ALLOW, "open", 1, WRITES, 0),
+    (ALLOW, "openat", 2, WRITES, 0),
+    (ALLOW, "clone", 0, 0x7E032000, 0x10000),  # a thread: CLONE_THREAD, no namespace, no trace
+    (NO_CALL, "clone3"),  # its flags lie in memory, out of sight; without it glibc takes clone
+    (ALLOW, "prlimit64", 0, -1, 0),  # its own limits; with an id, another process's
+    (ALLOW, "newfstatat", 3, -1, 0x1000),  # AT_EMPTY_PATH: glibc's fstat
+    (NO_FILE, "newfstatat", 3, 0x1000, 0),
+    (ALLOW, "fcntl", 1, ~3, 0),  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL; F_SETOWN sends signals
+    (ALLOW, "fcntl", 1, -1, fcntl.F_DUPFD_CLOEXEC),
 ]
 
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_GET_SECCOMP, PR_SET_SECCOMP = 1, 4, 21, 22
+PR_SET_NO_NEW_PRIVS = 38
+LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF = 444, 446  # glibc has no names for these calls
 libc = ctypes.CDLL(None, use_errno=True)
 libc.syscall.argtypes = [ctypes.c_long] + [ctypes.c_void_p] * 4
 libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_void_p] * 4
@@ -514,72 +485,67 @@ def must(result: int) -> int:
 
 def make_landlock() -> Callable[[], int]:
     """A function that leaves its process no file, socket or signal."""
-    abi = must(libc.syscall(444, None, 0, 1, 0))
+    abi = must(libc.syscall(LANDLOCK_CREATE_RULESET, None, 0, 1, 0))
     rights = (1 << (13 + (abi >= 2) + (abi >= 3) + (abi >= 5))) - 1  # + REFER, TRUNCATE, IOCTL_DEV
     attributes = struct.pack("QQQ", rights, 3, 3)  # files; TCP; signals and abstract sockets
     known = 8 * (1 + (abi >= 4) + (abi >= 6))  # bytes of them
-    ruleset = must(libc.syscall(444, attributes, known, 0, 0))
+    ruleset = must(libc.syscall(LANDLOCK_CREATE_RULESET, attributes, known, 0, 0))
     ruleset = fcntl.fcntl(ruleset, fcntl.F_DUPFD_CLOEXEC, 64)  # above a child's descriptors
-    return lambda: must(libc.syscall(446, ruleset, 0, 0, 0))
+    return lambda: must(libc.syscall(LANDLOCK_RESTRICT_SELF, ruleset, 0, 0, 0))
 
 
 def make_seccomp() -> Callable[[], int]:
     """A function that leaves its process the system calls above; all others fail with EPERM."""
-    must(libc.prctl(21, 0, 0, 0, 0))  # PR_GET_SECCOMP fails where the kernel was built without it
+    must(libc.prctl(PR_GET_SECCOMP, 0, 0, 0, 0))  # fails where the kernel was built without it
     lib = ctypes.CDLL("libseccomp.so.2")
     lib.seccomp_init.restype = ctypes.c_void_p
     context = ctypes.c_void_p(lib.seccomp_init(FAIL | errno.EPERM))
 
-    def rule(action: int, name: str, *limit: int) -> None:
+    rules = RULES + [(NO_FILE, name) for name in HIDDEN]
+    rules += [(ALLOW, name) for name in " ".join(FREE.values()).split()]
+    for action, name, *limit in rules:
         number = lib.seccomp_syscall_resolve_name(name.encode())
         if number < 0:  # this machine has no such call
-            return
+            continue
         test = None
         if limit:
             argument, mask, value = limit
             test = struct.pack("IiQQ", argument, 7, mask & (1 << 64) - 1, value)  # MASKED_EQ
         must(lib.seccomp_rule_add_array(context, action, number, len(limit) // 3, test))
-
-    for name in FREE:
-        rule(ALLOW, name)
-    for limited in LIMITED:
-        rule(ALLOW, *limited)
-    for name in HIDDEN:
-        rule(FAIL | errno.ENOENT, name)
-    rule(FAIL | errno.ENOENT, "newfstatat", 3, 0x1000, 0)
-    # clone3's flags lie in memory, out of the filter's sight: where it is absent, glibc takes clone
-    rule(FAIL | errno.ENOSYS, "clone3")
     with open(os.memfd_create("filter"), "w+b") as file:  # made once, loaded by each child
         must(lib.seccomp_export_bpf(context, file.fileno()))
         file.seek(0)
         code = ctypes.create_string_buffer(file.read())
     header = struct.pack("HxxxxxxQ", len(code) // 8, ctypes.addressof(code))
-    # PR_SET_SECCOMP, SECCOMP_MODE_FILTER; the header points into `code`
-    return lambda code=code: must(libc.prctl(22, 2, header, 0, 0))
+    # 2: SECCOMP_MODE_FILTER; the header points into `code`, which must live as long
+    return lambda code=code: must(libc.prctl(PR_SET_SECCOMP, 2, header, 0, 0))
 
 
-def lock(restrictions: list[Callable], cpu_seconds: int) -> None:
+def lock(walls: list[Callable], cpu_seconds: int) -> None:
     """Give up everything this process will not need; any failure here ends it."""
     limits = LIMITS | {resource.RLIMIT_CPU: cpu_seconds}
     for what, most in limits.items():
         limit = min(most, resource.getrlimit(what)[1] % 2**64)  # infinity is -1
         resource.setrlimit(what, (limit, limit))
-    must(libc.prctl(38, 1, 0, 0, 0))  # PR_SET_NO_NEW_PRIVS
+    # no exec may raise privileges; without it neither wall can be put up by a plain user
+    must(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    # where the trainer is root: root's rights over files, processes and limits
     must(libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)))
-    for restrict in restrictions:
-        restrict()
-    os.closerange(4, 256)  # more than the server ever holds
+    for put_up in walls:
+        put_up()
+    # the server's socket and this job's pipe: more than the server ever holds
+    os.closerange(4, 256)
 
 
 # -- the child: what it runs ----------------------------------------------------------------------
 
 
-def child(descriptors: list[int], restrictions: list[Callable]) -> None:
+def child(descriptors: list[int], walls: list[Callable]) -> None:
     """Becomes the program; never returns."""
     status = 99
     try:
-        os.setsid()
-        must(libc.prctl(1, signal.SIGKILL, 0, 0, 0))  # PR_SET_PDEATHSIG
+        os.setsid()  # a group of its own, to be killed whole
+        must(libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0))  # it ends with its server
         with open(descriptors[0], "rb") as file:
             job = json.load(file)
         null = os.open("/dev/null", os.O_RDWR)
@@ -591,7 +557,7 @@ def child(descriptors: list[int], restrictions: list[Callable]) -> None:
         for number, source in enumerate(files):
             os.dup2(source, number)  # only `null` may be 3 itself, and 3 comes last
         n_calls = len(job["calls"] or [None])
-        lock(restrictions, min(CPU_S * n_calls, CALLS_CPU_S))
+        lock(walls, min(CPU_S * n_calls, CALLS_CPU_S))
         status = exit_status(job)
     finally:
         _exit(status)
@@ -603,7 +569,9 @@ def exit_status(job: dict) -> int:
     try:
         run_program(job)
     except SystemExit as end:
-        status = as_status(end.code)
+        # asked of the types themselves: an object may say that it is an int, or that it equals 0
+        is_zero = issubclass(type(end.code), int) and int.__eq__(end.code, 0)
+        status = int(end.code is not None and not is_zero)
     except BaseException:
         status = 1
     steps = [
@@ -617,18 +585,6 @@ def exit_status(job: dict) -> int:
         with contextlib.suppress(BaseException):
             step()
     return status
-
-
-def as_status(code: object) -> int:
-    """The exit status of SystemExit(code), as the interpreter reads it: of an int, its value.
-
-    >>> as_status(None), as_status(False), as_status("why"), as_status(257), as_status(2**64)
-    (0, 0, 1, 1, 255)
-    """
-    if not issubclass(type(code), int):
-        return int(code is not None)
-    value = int.__index__(code)  # a subclass may say anything of itself
-    return value & 0xFF if value.bit_length() < 64 else 0xFF
 
 
 def run_program(job: dict) -> None:
@@ -724,9 +680,8 @@ def states(pid: int) -> str:
     """A letter for each thread of it: R runs or waits for a CPU, S sleeps, ...   [proc(5)]"""
     letters = ""
     with contextlib.suppress(OSError):  # a thread is gone, or all of it
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/stat") as file:
-                letters += file.read().rpartition(")")[2].split()[0]
+        for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
+            letters += stat.read_text().rpartition(")")[2].split()[0]
     return letters
 
 
@@ -750,61 +705,54 @@ def supervise(control: socket.socket, pid: int) -> int:
     return status if pidfd in ready else -1
 
 
-def serve(control: socket.socket, restrictions: list[Callable]) -> None:
+def serve(control: socket.socket, walls: list[Callable]) -> None:
     """One child a message; its wait status goes back. It ends when the trainer does."""
     while descriptors := socket.recv_fds(control, 16, 2)[1]:
         pid = os.fork()
         if pid == 0:
-            child(descriptors, restrictions)
+            child(descriptors, walls)
         for descriptor in descriptors:
             os.close(descriptor)
         control.send(str(supervise(control, pid)).encode())
 
 
-def make_restrictions() -> tuple[list[Callable], list[str]]:
-    """(what a child does to lock itself in, what this machine lacks for it)"""
-    kinds = {
-        make_landlock: "Landlock, Linux 5.13 or later with `landlock` in the kernel's lsm= list",
-        make_seccomp: "seccomp, libseccomp.so.2 (apt-get install libseccomp2)",
-    }
-    restrictions, missing = [], []
-    for make, what in kinds.items():
-        try:
-            restrictions.append(make())
-        except OSError as error:
-            missing.append(f"it needs {what}: {error}")
-    return restrictions, missing
-
-
-def raise_stack() -> None:
-    """Start again with a larger stack, which the kernel lays out at exec."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
-    stack = min(STACK, hard % 2**64)  # infinity is -1
-    if soft != stack:
-        resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
-        os.execv(sys.executable, sys.orig_argv)
+# what a child locks itself in with: what this machine needs for it
+WALLS = {
+    make_landlock: "Landlock, Linux 5.13 or later with `landlock` in the kernel's lsm= list",
+    make_seccomp: "seccomp, libseccomp.so.2 (apt-get install libseccomp2)",
+}
 
 
 def main() -> None:
     """python sandbox.py FD [--unsafe]: says on FD "ready" or what isolation lacks, then serves."""
-    raise_stack()
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    stack = min(STACK, hard % 2**64)  # infinity is -1
+    if soft != stack:  # the kernel lays the stack out at exec
+        resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
+        os.execv(sys.executable, sys.orig_argv)
     number = int(sys.argv[1])
     control = socket.socket(fileno=os.dup(number))  # low, so that a child closes it
     os.close(number)
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write("1000")  # where memory runs out, a program goes first, not the trainer
-    must(libc.prctl(4, 0, 0, 0, 0))  # PR_SET_DUMPABLE
-    restrictions, missing = make_restrictions()
+    with contextlib.suppress(OSError):
+        # where memory runs out, a program goes first, not the trainer
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    must(libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0))  # no child of the same user may trace it
+    walls, missing = [], []
+    for make, needs in WALLS.items():
+        try:
+            walls.append(make())
+        except OSError as error:
+            missing.append(f"it needs {needs}: {error}")
     if "--unsafe" in sys.argv:
         missing = []
     control.send("; ".join(missing).encode() or b"ready")
     preload()
     threading.stack_size(THREAD_STACK)
-    sys.set_int_max_str_digits(0)
+    sys.set_int_max_str_digits(0)  # contests print long integers
     sys.argv, builtins.exit, builtins.quit = ["program.py"], sys.exit, sys.exit  # -S lacks them
-    gc.freeze()
+    gc.freeze()  # no collection in a child touches, and so copies, the server's pages
     with contextlib.suppress(ConnectionError):  # the trainer is gone, in the middle of a job
-        serve(control, restrictions)
+        serve(control, walls)
 
 
 if __name__ == "__main__":

@@ -313,10 +313,10 @@ def graders(_) -> dict:
         math.append((rf"so \boxed{{\frac{{{a}}}{{{b}}}}}", rf"\frac{{{c}}}{{{d}}}"))
     for task, pairs in (("gsm8k", gsm8k), ("math", math)):
         rates[f"{task} answers"] = len(pairs) / clock(grader.grade, *map(list, zip(*pairs)), task)
-    tests = [{"inputs": [[2], [3]], "outputs": [4, 9]}] * 200
+    gold = json.dumps({"inputs": [[2], [3]], "outputs": [4, 9], "fn_name": "square"})
     programs = [f"def square(x):\n    return x * x + {i} - {i}" for i in range(200)]
     try:
-        seconds = clock(sandbox.grade_programs, programs, tests, ["square"] * 200)
+        seconds = clock(grader.grade, programs, [gold] * 200, "code")
         rates["programs in the sandbox"] = 200 / seconds
     except sandbox.SandboxError as e:
         print(e, file=sys.stderr)
