@@ -46,6 +46,7 @@ import types
 import typing
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from itertools import chain
 from os import _exit  # bound early: the program may replace os._exit in its own process
 from pathlib import Path
@@ -247,6 +248,7 @@ def replay(server: ForkServer, code: str, lines: list[bytes]) -> tuple[bool, lis
 # -- comparing ------------------------------------------------------------------------------------
 
 NUMBER = re.compile(rb"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?")  # float() takes nan and 1_0, too
+is_close = partial(math.isclose, rel_tol=1e-6, abs_tol=1e-9)
 
 
 def same_tokens(out: bytes, want: bytes) -> bool:
@@ -274,11 +276,6 @@ def same_token(got: bytes, want: bytes) -> bool:
         return True
     is_float = re.search(rb"[.eE]", want) and NUMBER.fullmatch(want) and NUMBER.fullmatch(got)
     return bool(is_float) and is_close(float(got), float(want))
-
-
-def is_close(got: float, want: float) -> bool:
-    """Within 1e-6 relative, or 1e-9."""
-    return math.isclose(got, want, rel_tol=1e-6, abs_tol=1e-9)
 
 
 def same_value(got: object, want: object) -> bool:
@@ -530,7 +527,7 @@ def lock(walls: list[Callable], cpu_seconds: int) -> None:
     # no exec may raise privileges; without it neither wall can be put up by a plain user
     must(libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
     # where the trainer is root: root's rights over files, processes and limits
-    must(libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)))
+    must(libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24)))  # _LINUX_CAPABILITY_VERSION_3
     for put_up in walls:
         put_up()
     # the server's socket and this job's pipe: more than the server ever holds
@@ -551,13 +548,11 @@ def child(descriptors: list[int], walls: list[Callable]) -> None:
         null = os.open("/dev/null", os.O_RDWR)
         stdin = os.memfd_create("stdin")
         os.pwrite(stdin, job["stdin"].encode("utf-8", "surrogatepass"), 0)
-        files = [stdin, null, null, descriptors[1]]
-        if job["calls"] is None:
-            files = [stdin, descriptors[1], null, null]
+        calls, out = job["calls"], descriptors[1]
+        files = [stdin, out, null, null] if calls is None else [stdin, null, null, out]
         for number, source in enumerate(files):
             os.dup2(source, number)  # only `null` may be 3 itself, and 3 comes last
-        n_calls = len(job["calls"] or [None])
-        lock(walls, min(CPU_S * n_calls, CALLS_CPU_S))
+        lock(walls, min(CPU_S * len(calls or [None]), CALLS_CPU_S))
         status = exit_status(job)
     finally:
         _exit(status)
@@ -569,7 +564,7 @@ def exit_status(job: dict) -> int:
     try:
         run_program(job)
     except SystemExit as end:
-        # asked of the types themselves: an object may say that it is an int, or that it equals 0
+        # of the types themselves: an object may say that it is an int, an int that it equals 0
         is_zero = issubclass(type(end.code), int) and int.__eq__(end.code, 0)
         status = int(end.code is not None and not is_zero)
     except BaseException:
@@ -676,12 +671,12 @@ def preload() -> None:
     sys.meta_path[-1] = Library()  # in the place of the finder that reads files
 
 
-def states(pid: int) -> str:
+def states(pid: int) -> bytes:
     """A letter for each thread of it: R runs or waits for a CPU, S sleeps, ...   [proc(5)]"""
-    letters = ""
+    letters = b""
     with contextlib.suppress(OSError):  # a thread is gone, or all of it
         for stat in Path(f"/proc/{pid}/task").glob("*/stat"):
-            letters += stat.read_text().rpartition(")")[2].split()[0]
+            letters += stat.read_bytes().rpartition(b") ")[2][:1]
     return letters
 
 
@@ -692,7 +687,7 @@ def supervise(control: socket.socket, pid: int) -> int:
     idle = 0.0
     while not (ready := select.select([pidfd, control], [], [], LOOK_S)[0]):
         threads, now = states(pid), time.monotonic()
-        if "R" not in threads:  # others' work should change no verdict; RLIMIT_CPU ends what runs
+        if b"R" not in threads:  # others' work should change no verdict; RLIMIT_CPU ends what runs
             idle += min(now - last, 10 * LOOK_S)
         if idle > IDLE_S or now - start > WALL_S or len(threads) > THREADS:
             break

@@ -302,7 +302,7 @@ def test_all_end_with_the_trainer():
 def test_idling_is_measured_by_the_clock(monkeypatch):
     """Where each look at the child takes long, a sleeping one ends as soon."""
     monkeypatch.setattr(sandbox, "IDLE_S", 1)
-    monkeypatch.setattr(sandbox, "states", lambda pid: time.sleep(0.3) or "SS")
+    monkeypatch.setattr(sandbox, "states", lambda pid: time.sleep(0.3) or b"SS")
     sleeper = subprocess.Popen(["sleep", "60"], start_new_session=True)
     control, theirs = socket.socketpair()
     with control, theirs:
@@ -358,31 +358,23 @@ def test_no_tests_are_no_pass(tests):
         ("assert set(f(2)) == {1, 2}", "def f(n): return [2, 1, n]", True),
         ("assert abs(f(3) - 1.5) < 1e-6", "def f(n): return n / 2", True),
         ("assert abs(f(3) - 1.5) < 1e-6", "def f(n): return n", False),
-        (
-            "assert abs(f(3)) < 2",
-            "import builtins\nbuiltins.abs = lambda x: 0\ndef f(n): return n",
-            False,
-        ),
+        ("assert abs(f(3)) < 2", "import builtins\nbuiltins.abs = bool\ndef f(n): return n", False),
         ("assert f(1) is True\nassert not f(0)", "def f(n): return bool(n)", True),
+        ("for i in range(3): assert f(i) == i * i", "def f(n): return n * n", True),
         (
-            "assert f(2) is True\nassert not f(3)\nassert f(2) is True",
-            "n = 0\ndef f(x):\n    global n\n    n += x\n    return n % 2 == 0",
+            "assert f(2) and not f(3) and f(2)",
+            "n = []\nf = lambda x: n.append(x) or not sum(n) % 2",
             False,
         ),
+        ("assert 0 < f(1) and f(2)", "import random\ndef f(x): return random.random() + .5", True),
         (
-            "assert 0 < f(1) < 2\nassert 0 < f(2) < 2",
-            "import random\ndef f(x): return random.random() + .5",
-            True,
-        ),
-        (
-            "assert f(1) < 2\nassert f(2) < 3",
+            "assert f(1) < 2",
             "import atexit, os\natexit.register(os._exit, 1)\ndef f(x): return x",
             False,
         ),
-        ("for i in range(3):\n    assert f(i) == i * i", "def f(n): return n * n", True),
         (
             "assert f(1) < 2",
-            "class A:\n    def __lt__(self, o): return True\ndef f(n): return A()",
+            "class A:\n def __lt__(self, o): return True\ndef f(n): return A()",
             False,
         ),
         ("assert f(1) < 2", "import sys\ndef f(n):\n    print('passed')\n    sys.exit(0)", False),
@@ -489,8 +481,6 @@ def test_apps_outputs_of_functions_are_wrapped_or_not_as_a_whole():
 @pytest.mark.parametrize(
     "text, program",
     [
-        ("print(1)", "print(1)"),
-        ("", None),
         ("```\n```", None),
         ("Draft:\n```\nx\n```\nThen\n```python\nprint('``')\n```\nDone.", "print('``')"),
         ("```py\nprint(1)", "print(1)"),
