@@ -9,7 +9,6 @@ python report.py --replay RUN [--taus=-1:1:0.1] [--n-star 6] [--queries 100] [--
 
 from __future__ import annotations
 
-import argparse
 import base64
 import functools
 import gzip
@@ -18,7 +17,7 @@ import re
 from html import escape
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Callable, Iterable, Iterator, NamedTuple, Sequence
+from typing import TYPE_CHECKING, Iterable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 
@@ -43,72 +42,45 @@ class Run(NamedTuple):
     rows: list[dict]  # metrics.jsonl
     ledger: list[dict]  # ledger.jsonl
     times: list[dict]  # times.jsonl
-    lost: int  # iterations whose line in one of the first two is torn, foreign or gone
 
 
+# what a line must say in numbers
 ROW = "iter eval_samples S pass@1 val/pass@1".split()
 DECISION = "iter temperature tau qe ties n_star seed empty".split()
 
 
 def read_run(path: Path) -> Run:
-    """Reads a run's folder; lines that are torn or lack what is shown are left out, and counted.
+    """Reads a run's folder; lines that are torn or foreign are left out.
 
     raises  UserError  where the folder is no run of bstar.py
     """
     try:
         config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        seed = config.pop("seed")
-        config["method"], config["reward"]
-    except (OSError, ValueError, AttributeError, KeyError, TypeError):
-        raise UserError(f"{path}: no config.json of bstar.py; expected a run's folder") from None
-    rows = read_lines(path / "metrics.jsonl", is_row)
-    ledger = read_lines(path / "ledger.jsonl", is_decision)
-    times = read_jsonl(path / "times.jsonl")
-    times = [line for line in times if has_numbers(line, ["iter", "seconds"])]
-    lost = 0
-    if rows:
-        last = int(rows[-1]["iter"])
-        lost = last + 1 - len(rows)
-        if (path / "ledger.jsonl").is_file():  # without one, T and tau were given
-            lost += max(0, last - len(ledger))
-    return Run(path, path.resolve().name, seed, config, rows, ledger, times, lost)
+    except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict) or not {"seed", "method", "reward"} <= config.keys():
+        raise UserError(f"{path}: no config.json of bstar.py; expected a run's folder")
+    seed = config.pop("seed")
+    rows = with_numbers(read_jsonl(path / "metrics.jsonl"), ROW)
+    ledger = with_numbers(read_jsonl(path / "ledger.jsonl"), DECISION)
+    times = with_numbers(read_jsonl(path / "times.jsonl"), ["iter", "seconds"])
+    return Run(path, path.resolve().name, seed, config, rows, ledger, times)
 
 
-def read_lines(path: Path, is_one: Callable) -> list[dict]:
-    """The last line of each iteration, by iteration."""
-    lines = filter(is_one, read_jsonl(path))
-    latest = {line["iter"]: line for line in lines}
-    return [latest[i] for i in sorted(latest)]
-
-
-def is_number(x) -> bool:
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and isfinite(x)
-
-
-def has_numbers(line: dict, keys: Sequence[str]) -> bool:
-    return all(map(is_number, map(line.get, keys)))
-
-
-def is_row(line: dict) -> bool:
-    return has_numbers(line, ROW)
-
-
-def is_decision(line: dict) -> bool:
-    """Whether it is a line of ledger.jsonl, of the shapes that `decide` gives it."""
-    try:
-        np.array(line["tied"], dtype=float).reshape(-1, 2)
-        surface = np.array(line["surface"], dtype=float)
-        fits = surface.shape == (len(line["temperatures"]), len(line["taus"])) and "edge" in line
-        on_grid = line["temperature"] in line["temperatures"] and line["tau"] in line["taus"]
-        return fits and on_grid and has_numbers(line, DECISION)
-    except (KeyError, TypeError, ValueError):
-        return False
+def with_numbers(lines: Iterable[dict], keys: Sequence[str]) -> list[dict]:
+    """The lines in which all keys have finite numbers; True and None are none."""
+    whole = []
+    for line in lines:
+        values = [line.get(key) for key in keys]
+        if all(type(x) in (int, float) and isfinite(x) for x in values):
+            whole.append(line)
+    return whole
 
 
 # -- the table -------------------------------------------------------------------------------------
 
 COLUMNS = """pass@1 val/pass@1 pass@K pass@K-S reward@K-S prm@K-S distinct sound@1 sound@K
-             false_reasoning selected/false_reasoning temperature tau iter""".split()
+             false_reasoning selected/false_reasoning temperature tau iter seeds""".split()
 
 
 def spelled(key: str, row: dict) -> str:
@@ -133,60 +105,58 @@ def by_seed(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return named
 
 
-def ends(group: Sequence[Run]) -> dict[str, pd.DataFrame]:
-    """The first, last and best iteration of runs, a seed a line; best on validation questions."""
+def frame(groups: dict[str, list[Run]]) -> pd.DataFrame:
+    """metrics.jsonl of all runs, a line an iteration; "run" names the group."""
     import pandas as pd
 
-    picked = {
-        "first": [run.rows[0] for run in group],
-        "last": [run.rows[-1] for run in group],
-        "best": [max(run.rows, key=lambda row: row["val/pass@1"]) for run in group],
-    }
-    seeds = [run.seed for run in group]
-    return {when: pd.DataFrame(x, seeds).select_dtypes("number") for when, x in picked.items()}
-
-
-def cells(values: pd.DataFrame) -> dict[str, str]:
-    """Mean ± standard error over seeds of each column; "" where a seed has no value."""
-    texts = {}
-    for name, column in values.items():
-        texts[name] = f"{column.mean():.4g}"
-        if len(column) > 1:
-            texts[name] += f" ± {column.sem():.2g}"
-        if column.isna().any():
-            texts[name] = ""
-    return texts
+    lines = []
+    for name, group in groups.items():
+        for run in group:
+            lines += [{"run": name, "seed": run.seed, **row} for row in run.rows]
+    return pd.DataFrame(lines)
 
 
 def summary(runs: Sequence[Run], against: Path | None = None) -> pd.DataFrame:
     """Each group's first, last and best iteration, its gain, its distance to `against`   [Table 1]
 
-    The gain is from first to last; the distance is that of the last iterations, paired by seed.
+    A cell is the mean ± standard error over seeds, "" where a seed has no value. The gain is from
+    first to last, the best is best on validation questions, the difference is that of the last
+    iterations, paired by seed.
     """
     import pandas as pd
 
     groups = by_seed(runs)
-    lines, columns = [], ["run", "iteration"]
-    for name, group in groups.items():
-        values = ends(group)
-        values["gain"] = values["last"] - values["first"]
-        if against:
-            base = ends(home_of(groups, against))["last"]
-            difference = (values["last"] - base).dropna(how="all")
-            values[f"difference, {len(difference)} seeds"] = difference
-        for when, line in values.items():
-            lines.append({"run": name, "iteration": when, **cells(line)})
+    run = ["run", "seed"]
+    values = frame(groups).set_index(run).select_dtypes("number")
+    best_first = values.sort_values("val/pass@1", ascending=False, kind="stable")
+    picked = {
+        "first": values.groupby(run).nth(0),
+        "last": values.groupby(run).nth(-1),
+        "best": best_first.groupby(run).nth(0),
+    }
+    picked["gain"] = picked["last"] - picked["first"]
+    if against:
+        home = home_of(groups, against)
+        base = picked["last"].loc[home]
+        difference = picked["last"].drop(home, level="run").sub(base, level="seed")
+        picked["difference"] = difference.dropna(how="all")
+    lines = pd.concat(picked, names=["iteration"]).groupby(["run", "iteration"], sort=False)
+    mean, error = lines.mean(), lines.sem()
+    text = mean.map("{:.4g}".format) + error.map(" ± {:.2g}".format).where(error.notna(), "")
+    text = text.where(lines.count().eq(lines.size(), axis=0), "")
+    text["seeds"] = lines.size()
+    columns = []
+    for group in groups.values():  # each with its own K and S in the names
         columns += [spelled(key, group[0].rows[-1]) for key in COLUMNS]
-    table = pd.DataFrame(lines)
-    columns = [name for name in dict.fromkeys(columns) if name in table]
-    return table[columns].fillna("")
+    columns = [name for name in dict.fromkeys(columns) if name in text]
+    return text.loc[list(groups), columns].reset_index()
 
 
-def home_of(groups: dict[str, list[Run]], against: Path) -> list[Run]:
-    """The group of a run."""
-    for group in groups.values():
+def home_of(groups: dict[str, list[Run]], against: Path) -> str:
+    """The name of a run's group."""
+    for name, group in groups.items():
         if against.resolve() in [run.path.resolve() for run in group]:
-            return group
+            return name
     raise UserError(f"--against {against}: not one of the runs given")
 
 
@@ -194,11 +164,6 @@ def markdown(table: pd.DataFrame) -> str:
     """A table as Markdown."""
     lines = [table.columns, ["---"] * table.shape[1], *table.values]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
-
-
-def table(runs: Sequence[Run], against: Path | None = None) -> str:
-    """`summary` as Markdown."""
-    return markdown(summary(runs, against))
 
 
 # -- alarms ----------------------------------------------------------------------------------------
@@ -213,21 +178,20 @@ def alarms(rows: Sequence[dict], ledger: Sequence[dict]) -> list[str]:
     edge      a choice at an end of its grid is better than its neighbour inside
     ties      other grid points are within noise of the choice (95 %, paired bootstrap over queries)
     """
-    rows = list(filter(is_row, rows))
-    ledger = list(filter(is_decision, ledger))
-    edges = [*edge(ledger, "temperature"), *edge(ledger, "tau")]
-    return [*reversal(rows), *drift(rows), *edges, *ties(ledger)]
+    rows = with_numbers(rows, ROW)
+    ledger = with_numbers(ledger, DECISION)
+    return [*reversal(rows), *drift(rows), *edges(ledger), *ties(ledger)]
 
 
 def shift(before: float, n_before: float, after: float, n_after: float) -> int:
     """+1 or -1 where a share of n rose or fell by more than two standard errors, else 0.
 
-    A success and a failure are added on each side (Agresti & Caffo 2000), so that shares of 0 and 1
-    have an error too. For a mean of shares, as distinct equations are, the error is an upper bound.
+    For a mean of shares, as distinct equations are, the error is an upper bound.
 
     >>> shift(0.96, 200, 0.82, 200), shift(0.96, 200, 0.93, 200)
     (-1, 0)
     """
+    # one more success and failure on each side (Agresti & Caffo 2000): shares of 0 and 1 err, too
     p = (before * n_before + 1) / (n_before + 2)
     q = (after * n_after + 1) / (n_after + 2)
     error = (p * (1 - p) / (n_before + 2) + q * (1 - q) / (n_after + 2)) ** 0.5
@@ -236,14 +200,11 @@ def shift(before: float, n_before: float, after: float, n_after: float) -> int:
 
 def changes(rows: Sequence[dict]) -> dict[str, tuple[float, float, int]]:
     """metric -> its first value, its last, and the sign of the change where it is beyond noise."""
-    if len(rows) < 2:
-        return {}
     changed = {}
-    first, last = rows[0], rows[-1]
     for name in ("pass@1", "pass@K", "pass@K-S", "sound@1", "distinct"):
-        key = spelled(name, first)
-        needed = [key, "queries", "coverage"]
-        if has_numbers(first, needed) and has_numbers(last, needed):
+        key = spelled(name, rows[0])
+        first, last = rows[0], rows[-1]
+        if len(with_numbers([first, last], [key, "queries", "coverage"])) == 2:
             sign = shift(*share(first, key), *share(last, key))
             changed[key] = (first[key], last[key], sign)
     return changed
@@ -251,14 +212,15 @@ def changes(rows: Sequence[dict]) -> dict[str, tuple[float, float, int]]:
 
 def share(row: dict, key: str) -> tuple[float, float]:
     """A metric as a share, and of how many questions."""
-    if key == "distinct":
+    if key == "distinct":  # a question without a right answer has no equations
         return row[key], row["queries"] * row["coverage"]
     return row[key] / 100, row["queries"]
 
 
 def reversal(rows: Sequence[dict]) -> Iterator[str]:
     """The alarm of pass@1 rising while pass@K or distinct equations fall."""
-    fell, changed = [], changes(rows)
+    changed = changes(rows) if rows else {}
+    fell = []
     for key, (before, after, sign) in changed.items():
         if sign < 0 and key in ("distinct", spelled("pass@K", rows[0])):
             fell.append(f"{key} fell {before:.3g} -> {after:.3g}")
@@ -272,7 +234,7 @@ def reversal(rows: Sequence[dict]) -> Iterator[str]:
 
 def drift(rows: Sequence[dict]) -> Iterator[str]:
     """The alarm of a PRM that the policy has left behind."""
-    aucs = [row["prm/auc"] for row in rows if is_number(row.get("prm/auc"))]
+    aucs = [row["prm/auc"] for row in with_numbers(rows, ["prm/auc"])]
     if aucs and min(aucs) < aucs[0] - 0.05:
         yield (
             f"drift: the PRM's AUC fell {aucs[0]:.3f} -> {min(aucs):.3f}; train it again, on "
@@ -280,29 +242,32 @@ def drift(rows: Sequence[dict]) -> Iterator[str]:
         )
 
 
-def edge(ledger: Sequence[dict], name: str) -> Iterator[str]:
+def edges(ledger: Sequence[dict]) -> Iterator[str]:
     """The alarm of choices at an end of a grid that beat their neighbour inside."""
-    n = 0
-    for d in ledger:
-        i, j = d["temperatures"].index(d["temperature"]), d["taus"].index(d["tau"])
-        surface = np.array(d["surface"])  # (G_T, G_tau)
-        if name == "tau":
-            i, j, surface = j, i, surface.T
-        inside = 1 if i == 0 else i - 1
-        if name in d["edge"] and len(surface) > 1 and surface[i, j] > surface[inside, j]:
-            n += 1
-            last = d
-    if n:
-        yield (
-            f"edge: the best {name} was an end of its grid in {n} of {len(ledger)} decisions, last "
-            f"{last[name]:g} in iteration {last['iter']}; a wider --{name}s may hold a better one"
-        )
+    for name in ("temperature", "tau"):
+        better = [d for d in ledger if name in d["edge"] and beats_inside(d, name)]
+        if better:
+            last = better[-1]
+            yield (
+                f"edge: the best {name} was an end of its grid in {len(better)} of {len(ledger)} "
+                f"decisions, last {last[name]:g} in iteration {last['iter']}; a wider --{name}s "
+                "may hold a better one"
+            )
+
+
+def beats_inside(d: dict, name: str) -> bool:
+    """Whether a choice at an end of a grid is better than its neighbour, and no tie of the two."""
+    i, j = d["temperatures"].index(d["temperature"]), d["taus"].index(d["tau"])
+    surface = np.array(d["surface"])  # (G_T, G_tau)
+    along, at = (surface[:, j], i) if name == "temperature" else (surface[i], j)
+    inside = 1 if at == 0 else at - 1
+    return along[at] > along[inside]
 
 
 def ties(ledger: Sequence[dict]) -> Iterator[str]:
     """The alarm of choices that noise may have made."""
-    seen = [d for d in ledger if np.any(d["surface"])]  # of zeros there is nothing to tell apart
-    tied = [d for d in seen if d["ties"]]
+    # on a surface of zeros all points tie, and more queries would not change that
+    tied = [d for d in ledger if d["ties"] and np.any(d["surface"])]
     if tied:
         last = tied[-1]
         yield (
@@ -313,10 +278,15 @@ def ties(ledger: Sequence[dict]) -> Iterator[str]:
 
 
 def warnings(run: Run) -> str:
-    """A run's name, the number of its lost lines, and its alarms, one a line."""
+    """A run's name, its alarms, and the number of its lost lines, one a line."""
     lines = [run.name, *alarms(run.rows, run.ledger)]
-    if run.lost:
-        lines.append(f"lost: the lines of {run.lost} iterations are torn, foreign or gone")
+    last = int(run.rows[-1]["iter"])
+    lost = last + 1 - len(run.rows)
+    # without a ledger T and tau were given; after a kill it may be a decision ahead
+    if (run.path / "ledger.jsonl").is_file():
+        lost += max(0, last - len(run.ledger))
+    if lost:
+        lines.append(f"lost: the lines of {lost} iterations are torn, foreign or gone")
     return "\n".join(lines)
 
 
@@ -338,17 +308,11 @@ def load_pool(run: Run, d: dict) -> list[np.ndarray]:
     return pool
 
 
-def replay(
-    run: Run,
-    temperatures: list[float] | None = None,
-    taus: list[float] | None = None,
-    n_star: int | None = None,
-    queries: int | None = None,
-    samples: int | None = None,
-) -> list[dict]:
+def replay(run: Run, **settings) -> list[dict]:
     """The ledger's decisions with other settings; with none, the ledger itself   [Sec. 3.2, Fig. 4]
 
     temperatures  some of those sampled at
+    taus, n_star  any
     queries       the first so many of the subset, whose order is random
     samples       the first so many of the K drawn to a query
     raises        UserError  where a setting asks for what was not sampled
@@ -359,14 +323,19 @@ def replay(
     for d in run.ledger:
         pool = load_pool(run, d)
         _, Q, K = pool[0].shape
-        Ts = temperatures or d["temperatures"]
-        if (queries or 0) > Q or (samples or 0) > K:
-            raise UserError(f"--queries, --samples: the run has {Q} questions, {K} samples each")
+        own = {key: d[key] for key in ("temperatures", "taus", "n_star")}
+        asked = {**own, "queries": Q, "samples": K, **settings}
+        Ts, taus, n_star, queries, samples = asked.values()
         if not set(Ts) <= set(d["temperatures"]):
             raise UserError(f"--temperatures: expected some of the run's, {d['temperatures']}")
+        if min(n_star, queries, samples) < 1 or queries > Q or samples > K:
+            raise UserError(
+                "--n-star, --queries, --samples: expected at least 1, "
+                f"and the run has {Q} questions, {K} samples each"
+            )
         places = [d["temperatures"].index(T) for T in Ts]
         pool = [array[places, :queries, :samples] for array in pool]
-        line = decide(*pool, Ts, taus or d["taus"], n_star or d["n_star"], d["seed"])
+        line = decide(*pool, Ts, taus, n_star, d["seed"])
         again.append({"iter": d["iter"], **line})
     return again
 
@@ -400,28 +369,36 @@ PLOTS = {
 
 
 def curve_figures(groups: dict[str, list[Run]], folder: Path) -> list[str]:
-    """PLOTS, means over seeds with their standard errors, a curve a group; none comes twice."""
-    import pandas as pd
+    """PLOTS: means over seeds with their standard errors, a curve a group."""
+    from matplotlib import colormaps
 
-    lines = []
-    for name, group in groups.items():
-        for run in group:
-            lines += [{**row, "group": name} for row in run.rows]
-    values = pd.DataFrame(lines)
-    figures = {}
-    for key, see in PLOTS.items():
-        key = spelled(key, lines[-1])
-        without_equations = key == "distinct" and not values.get(key, pd.Series()).any()
-        if key in values.select_dtypes("number") and not without_equations:
-            cell = values.groupby(["iter", "group"])[key]
-            mean = cell.mean().unstack()[list(groups)].dropna(how="all")
-            error = cell.sem().unstack().fillna(0)
-            ax = axes()
-            mean.plot(ax=ax, yerr=error, marker=".", grid=True, legend=False)
-            curves = mean.to_csv() if "@" in key else key  # reward@K-S may be pass@K-S again
-            if curves not in figures:
-                figures[curves] = figure(ax, key, see, folder)
-    return list(figures.values())
+    values = frame(groups)
+    numbers = values.select_dtypes("number")
+    # the ten colours that are easiest to tell apart, where they suffice
+    colours = colormaps["tab10"].colors
+    if len(groups) > len(colours):
+        colours = colormaps["turbo"](np.linspace(0, 1, len(groups)))
+    figures = []
+    for name, see in PLOTS.items():
+        key = spelled(name, values.iloc[-1])
+        if key not in numbers or says_nothing(key, numbers):
+            continue
+        ax = axes(xlabel="iteration")
+        ax.grid(alpha=0.4)
+        for group, colour in zip(groups, colours):
+            seeds = values[values["run"] == group].groupby("iter")[key]
+            curve = seeds.agg(["mean", "sem"]).dropna(subset="mean").fillna(0)
+            if len(curve):
+                ax.errorbar(curve.index, *curve.to_numpy().T, label=group, color=colour, marker=".")
+        figures.append(figure(ax, key, see, folder))
+    return figures
+
+
+def says_nothing(key: str, numbers: pd.DataFrame) -> bool:
+    """Whether a metric is another one again, or there is nothing that it could measure."""
+    if key.startswith("reward@"):  # by the answer alone the best-rewarded are the right ones
+        return numbers[key].equals(numbers.get(key.replace("reward", "pass")))
+    return key == "distinct" and not numbers[key].any()  # no solution has an equation
 
 
 def run_figures(run: Run, folder: Path) -> list[str]:
@@ -467,15 +444,13 @@ def axes(**labels: str):
     """Empty axes of a figure."""
     from matplotlib.figure import Figure
 
-    ax = Figure(figsize=(4.6, 3.1)).subplots()
-    ax.set(**labels)
-    return ax
+    return Figure(figsize=(4.6, 3.1)).subplots(subplot_kw=labels)
 
 
 def figure(ax, title: str, see: str, folder: Path) -> str:
     """What is drawn on axes, as HTML; also a PNG file in the folder."""
     if len(ax.get_legend_handles_labels()[1]) > 1:
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), fontsize=8)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), fontsize=8)
     folder.mkdir(parents=True, exist_ok=True)
     png = folder / (re.sub(r"\W+", "_", title) + ".png")
     ax.figure.savefig(png, dpi=140, bbox_inches="tight")
@@ -509,11 +484,16 @@ th:first-child,td:first-child{{text-align:left}}
 
 def report(runs: Sequence[Run], out: Path, against: Path | None = None) -> Path:
     """Writes out/report.html, which needs nothing else, and its figures as out/figures/*.png."""
-    groups, figures = by_seed(runs), out / "figures"
+    import pandas as pd
+
+    groups = by_seed(runs)
+    figures = out / "figures"
     parts = [verdict(name, group) for name, group in groups.items()]
     parts.append(html(summary(runs, against)))
     parts += [f'<pre class="alarm">{escape(warnings(run))}</pre>' for run in runs]
-    parts.append(settings(groups))
+    settings = pd.DataFrame({name: group[0].config for name, group in groups.items()})
+    text = html(settings.astype(str).reset_index(names="setting"))
+    parts.append(f"<details><summary>Settings</summary>{text}</details>")
     parts.append(section("Over the iterations", curve_figures(groups, figures)))
     for run in runs:
         parts.append(section(run.name, run_figures(run, figures / run.name) + response_cards(run)))
@@ -525,31 +505,22 @@ def report(runs: Sequence[Run], out: Path, against: Path | None = None) -> Path:
     return page
 
 
-def verdict(name: str, runs: Sequence[Run]) -> str:
+def verdict(name: str, group: list[Run]) -> str:
     """In words: what rose and fell beyond noise in all seeds, and the pools' mean T and tau."""
     import pandas as pd
 
-    sentences = {"Rose": [], "Fell": [], "Not clearly changed": []}
-    words = {1: "Rose", -1: "Fell"}
-    # means over seeds: a metric a column; before, after, sign
-    for key, change in pd.DataFrame([changes(run.rows) for run in runs]).items():
-        before, after, sign = np.mean(list(change.dropna()), axis=0)
-        word = words.get(sign, "Not clearly changed")
+    words = {1: "Rose", -1: "Fell", 0: "Not clearly changed"}
+    sentences: dict[str, list[str]] = {word: [] for word in words.values()}
+    # a metric a column, a seed a line
+    for key, seeds in pd.DataFrame([changes(run.rows) for run in group]).items():
+        before, after, sign = np.mean(list(seeds.dropna()), axis=0)
+        word = words[int(sign)]  # where seeds disagree the mean is a fraction, and no change
         sentences[word].append(f"{key} {before:.3g} → {after:.3g}")
-    pools = pd.concat([pd.DataFrame(run.rows) for run in runs]).select_dtypes("number")
-    for key, chosen in pools.groupby("iter").mean().filter(["temperature", "tau"]).items():
+    pools = frame({name: group}).groupby("iter").mean(numeric_only=True)
+    for key, chosen in pools.filter(["temperature", "tau"]).items():
         sentences[f"{key} of the pools"] = [f"{x:.3g}" for x in chosen.dropna()]
     texts = [f"{word}: {', '.join(parts)}." for word, parts in sentences.items() if parts]
     return f"<p><b>{escape(name)}</b><br>{'<br>'.join(map(escape, texts))}</p>"
-
-
-def settings(groups: dict[str, list[Run]]) -> str:
-    """The settings of each group, to unfold."""
-    import pandas as pd
-
-    table = pd.DataFrame({name: group[0].config for name, group in groups.items()})
-    text = html(table.astype(str).reset_index(names="setting"))
-    return f"<details><summary>Settings</summary>{text}</details>"
 
 
 def first_responses(path: Path) -> dict[str, dict]:
@@ -569,11 +540,12 @@ def response_cards(run: Run) -> list[str]:
     """The first responses to three questions in the first pool and in the last."""
     last = run.rows[-1]["iter"]
     pools = {i: first_responses(run.path / "samples" / f"iter_{i}.jsonl.gz") for i in (1, last)}
+    # the same questions before and after, where both pools asked them
     shared = [query for query in pools[1] if query in pools[last]]
     shown = ["question", "response", "gold", "correct", "reward", "selected"]
     cards = []
     for i, pool in pools.items():
-        for query in [*shared, *pool][:3]:
+        for query in list(dict.fromkeys([*shared, *pool]))[:3]:
             texts = [f"{key}: {pool[query].get(key)}" for key in shown]
             title = escape(f"{query}, drawn by M_{i - 1} in iteration {i}")
             text = escape("\n\n".join(texts))
@@ -598,60 +570,57 @@ def section(title: str, figures: Iterable[str]) -> str:
 # -- the command line ------------------------------------------------------------------------------
 
 
-def at_least_one(text: str) -> int:
-    """A positive integer of the command line."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a whole number, at least 1")
-    return int(text)
+# settings of a replay, instead of the run's own
+SETTINGS = {
+    "temperatures": functools.partial(grid, "temperatures"),
+    "taus": functools.partial(grid, "taus"),
+    "n_star": int,
+    "queries": int,
+    "samples": int,
+}
 
 
-def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line; `settings` in it are a replay's."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """python report.py RUN [RUN ...] [--against RUN] | --replay RUN"""
     p = Parser(prog="report.py", description=__doc__)
     p.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     p.add_argument("--out", type=Path, help="where the page goes (default: the folder of the runs)")
     p.add_argument("--against", type=Path, metavar="RUN", help="differences to its group, by seed")
     p.add_argument("--replay", action="store_true", help="take a run's decisions again")
-    kinds = {
-        "temperatures": functools.partial(grid, "temperatures"),
-        "taus": functools.partial(grid, "taus"),
-        "n_star": at_least_one,
-        "queries": at_least_one,
-        "samples": at_least_one,
-    }
-    for name, kind in kinds.items():
+    for name, kind in SETTINGS.items():
         flag = "--" + name.replace("_", "-")
         p.add_argument(flag, type=kind, help="with --replay, instead of the run's")
     args = p.parse_intermixed_args(argv)
-    args.settings = {name: getattr(args, name) for name in kinds}
-    if any(args.settings.values()) and not args.replay:
-        raise UserError(f"--{', --'.join(kinds)}: only with --replay")
-    if args.replay and (args.against or len(args.runs) > 1):
-        raise UserError("--replay: expected one run, and no --against")
-    return args
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """python report.py RUN [RUN ...] | --replay RUN"""
-    args = arguments(argv)
+    settings = {name: getattr(args, name) for name in SETTINGS}
+    settings = {name: value for name, value in settings.items() if value is not None}
     runs = [read_run(path) for path in dict.fromkeys(args.runs)]
     if args.replay:
-        again = replay(runs[0], **args.settings)
-        same = sum(map(dict.__eq__, again, runs[0].ledger))
-        print(markdown(decisions_table(again)))
-        print(f"\n{same} of {len(again)} decisions equal the ledger's in every field")
+        if args.against or len(runs) > 1:
+            raise UserError("--replay: expected one run, and no --against")
+        print_replay(runs[0], settings)
         return
+    if settings:
+        given = ", --".join(settings).replace("_", "-")
+        raise UserError(f"--{given}: only with --replay")
     if len({run.name for run in runs}) < len(runs):
         runs = [run._replace(name=str(run.path)) for run in runs]
     out = args.out or runs[0].path
     if len(runs) > 1 and not args.out:
         out = out.resolve().parent
-    print(table(runs, args.against), *map(warnings, runs), sep="\n\n")
+    print(markdown(summary(runs, args.against)), *map(warnings, runs), sep="\n\n")
     try:
         out.mkdir(parents=True, exist_ok=True)
         print(report(runs, out, args.against))
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}") from None
+
+
+def print_replay(run: Run, settings: dict) -> None:
+    """Prints the decisions taken again, and how many are the ledger's own."""
+    again = replay(run, **settings)
+    same = sum(map(dict.__eq__, again, run.ledger))
+    print(markdown(decisions_table(again)))
+    print(f"\n{same} of {len(again)} decisions equal the ledger's in every field")
 
 
 if __name__ == "__main__":

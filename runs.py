@@ -224,7 +224,7 @@ class Run:
         """Prints the run's table and writes its report."""
         remove_parts(self.out / "parts")
         run = report.read_run(self.out)
-        print(report.table([run]))
+        print(report.markdown(report.summary([run])))
         print(report.report([run], self.out), f"{self.out}/metrics.jsonl", f"{self.out}/policy")
 
 

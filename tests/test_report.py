@@ -56,13 +56,6 @@ def balance(path, t, seed):
     return {"iter": t, **metrics.decide(reward, correct, text, TS, TAUS, 2, seed=seed + t)}
 
 
-def cells_of(text, column):
-    """(first cell, second cell) -> the cell of a column, of a Markdown table."""
-    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in text.splitlines()]
-    at = rows[0].index(column)
-    return {(row[0], row[1]): row[at] for row in rows[2:] if len(row) == len(rows[0])}
-
-
 # -- tables ----------------------------------------------------------------------------------------
 
 
@@ -72,29 +65,37 @@ def test_table_shows_first_last_best_and_gain_with_means_over_seeds(tmp_path):
         make_run(tmp_path / "run-2", 2, passes=[20.0, 40.0, 34.0]),
         make_run(tmp_path / "other", method="sft", passes=[7.0, 6.0]),
     ]
-    table = report.table([report.read_run(path) for path in paths])
-    cells = cells_of(table, "pass@1")
-    means = [cells["run-1, seed 1 2", when] for when in ("first", "last", "best", "gain")]
-    assert means == ["15 ± 5", "27 ± 7", "15 ± 5", "12 ± 2"]  # best on validation, which falls here
-    assert cells["other, seed 0", "gain"] == "-1"
-    assert cells_of(table, "tau")["other, seed 0", "last"] == ""
+    table = report.summary([report.read_run(path) for path in paths])
+    cells = table.set_index(["run", "iteration"])
+    means = cells.loc["run-1, seed 1 2", "pass@1"].to_dict()
+    # best on validation, which falls here
+    assert means == {"first": "15 ± 5", "last": "27 ± 7", "best": "15 ± 5", "gain": "12 ± 2"}
+    assert cells.loc[("other, seed 0", "gain"), ["pass@1", "tau", "seeds"]].tolist() == [
+        "-1",
+        "",
+        1,
+    ]
+    assert report.markdown(table).splitlines()[3].startswith("| run-1, seed 1 2 | last | 27 ± 7 |")
 
 
-def test_differences_are_paired_by_seed(tmp_path, capsys):
+def test_differences_are_paired_by_seed(tmp_path):
     a = [make_run(tmp_path / f"a-{s}", s, passes=[10.0, x]) for s, x in ((1, 20.0), (2, 60.0))]
     last = {2: 64.0, 1: 22.0, 3: 99.0}
     b = [make_run(tmp_path / f"b-{s}", s, "online-rft", [10.0, x]) for s, x in last.items()]
-    report.main([*map(str, a + b), "--against", str(a[1])])
-    cells = cells_of(capsys.readouterr().out, "pass@1")
-    assert cells["b-2, seed 2 1 3", "last"] == "61.67 ± 22"
-    assert cells["b-2, seed 2 1 3", "difference, 2 seeds"] == "3 ± 1"
+    unpaired = make_run(tmp_path / "c", 4, "sft")
+    runs = [report.read_run(path) for path in [*a, *b, unpaired]]
+    cells = report.summary(runs, against=a[1]).set_index(["run", "iteration"])[["pass@1", "seeds"]]
+    assert cells.loc[("b-2, seed 2 1 3", "last")].tolist() == ["61.67 ± 22", 3]
+    differences = cells.xs("difference", level="iteration")
+    assert differences.to_dict("split")["index"] == ["b-2, seed 2 1 3"]
+    assert differences.values.tolist() == [["3 ± 1", 2]]
 
 
 def test_only_runs_that_differ_in_the_seed_alone_are_seeds_of_one():
     runs = []
     for name, seed, K in (("a-1", 1, 2), ("a-2", 2, 2), ("b-1", 1, 3), ("a-1'", 1, 2)):
         rows = [row(0, 1.0, 2.0)]
-        runs.append(report.Run(Path(name), name, seed, {"K": K}, rows, [], [], 0))
+        runs.append(report.Run(Path(name), name, seed, {"K": K}, rows, [], []))
     assert list(report.by_seed(runs)) == ["a-1, seed 1 2", "b-1, seed 1", "a-1', seed 1"]
     with pytest.raises(UserError, match="no metrics yet"):
         report.by_seed([runs[0]._replace(rows=[])])
@@ -200,9 +201,10 @@ def test_replay_with_other_settings(tmp_path):
         ("--replay --temperatures 0.5:0.6:0.1", "--temperatures: expected some of the run's"),
         ("--replay --queries 21", "the run has 20 questions"),
         ("--replay --samples 7", "6 samples each"),
-        ("--replay --samples 0", "argument --samples: 0: expected a whole number, at least 1"),
+        ("--replay --samples 0", "expected at least 1"),
+        ("--replay --n-star many", "argument --n-star: invalid int value"),
         ("--replay --taus 1:2", "--taus 1:2: expected FROM:TO:STEP"),
-        ("--taus -1:1:1", "only with --replay"),
+        ("--n-star 3", "--n-star: only with --replay"),
         ("--what", "unrecognized arguments"),
         ("--replay OTHER", "--replay: expected one run"),
         ("--replay --against OTHER", "no --against"),
@@ -256,7 +258,7 @@ def test_lost_lines_are_counted_in_one_line(tmp_path, name, change, lost):
         path.write_text("\n".join(change(lines)))
     run = report.read_run(tmp_path / "run")
     line = f"lost: the lines of {lost} iterations are torn, foreign or gone"
-    assert run.lost == lost and (line in report.warnings(run)) == (lost > 0)
+    assert (line in report.warnings(run)) == (lost > 0)
     assert kinds([{}, {"iter": 1}], [{}, {"iter": 1}]) == []
 
 
@@ -344,6 +346,16 @@ def test_curves_are_means_over_seeds(tmp_path, monkeypatch, prm):
     assert list(curve[0].get_ydata()) == [20.0, 30.0]
     [bars] = curve[2]
     assert [segment[:, 1].tolist() for segment in bars.get_segments()][0] == [10.0, 30.0]
+
+
+def test_every_curve_has_its_own_colour(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(report, "figure", lambda ax, *_: drawn.append(ax))
+    runs = [report.read_run(make_run(tmp_path / f"{K}", method="sft", K=K)) for K in range(12)]
+    report.curve_figures(report.by_seed(runs), tmp_path)
+    for ax in drawn:
+        curves = ax.get_legend_handles_labels()[0]
+        assert len({tuple(curve[0].get_color()) for curve in curves}) == len(curves) == 12
 
 
 def test_no_figure_comes_twice(tmp_path):
