@@ -1,15 +1,15 @@
 """The lines of results/walk/runs.jsonl, and how the tables say their numbers.
 
-results/walk/runs.jsonl -> {seed: value} -> "19.7 ± 2.3", "+9.2 [+6.7, +11.8]"
+results/walk/runs.jsonl -> a number a seed -> "19.7 ± 2.3", "+9.2 [+6.7, +11.8]"
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import NamedTuple, Sequence
+from typing import Sequence
 
-import numpy as np
+import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -31,105 +31,74 @@ Runs = dict[str, Lines]  # variant -> its runs
 
 def load(path: Path = LINES) -> dict[float, Runs]:
     """share of wrong words -> variant -> seed -> line of the run."""
-    runs: dict[float, Runs] = {}
+    every: dict[float, Runs] = {}
     for line in read_jsonl(path):
-        variants = runs.setdefault(line["careless"], {})
+        for row in line["metrics"]:
+            # R: of a pool without a right answer, one more would have been read in all places
+            row.setdefault("repeats", N)
+        variants = every.setdefault(line["careless"], {})
         variants.setdefault(line["name"], {})[line["seed"]] = line
-    return runs
+    return every
 
 
-def at(lines: Lines, key: str, iteration: int = -1) -> dict[int, float]:
-    """seed -> a metric of one iteration (-1: the last)."""
-    return {seed: line["metrics"][iteration][key] for seed, line in lines.items()}
+def length(lines: Lines) -> int:
+    """The iterations, 0 included, that all runs have."""
+    return min(len(line["metrics"]) for line in lines.values())
 
 
-def of_last(lines: Lines, key: str) -> dict[int, float]:
-    """seed -> a number of the last policy's 32 samples a question."""
-    return {seed: line["last"][key] for seed, line in lines.items()}
+def at(lines: Lines, key: str, iteration: int = -1) -> pd.Series:
+    """A metric of one iteration (-1: the last), by seed; without the seeds that lack it."""
+    picked = {seed: line["metrics"][iteration].get(key) for seed, line in lines.items()}
+    return pd.Series(picked, dtype=float).dropna()
 
 
-def readings(lines: Lines, iteration: int) -> dict[int, float]:
-    """seed -> R, the readings of a selected response; N where nothing was selected."""
-    R = {}
-    for seed, line in lines.items():
-        R[seed] = line["metrics"][iteration].get("repeats", N)
-    return R
-
-
-def law_runs(runs: Runs) -> Runs:
-    """The runs of the seeds 1 to 4 that have both bstar and online-rft."""
-    seeds = {1, 2, 3, 4}
-    for name in ("bstar", "online-rft"):
-        seeds &= runs.get(name, {}).keys()
+def law_runs(every: dict[float, Runs]) -> dict[float, Runs]:
+    """share of wrong words -> the runs of those of the seeds 1 to 4 that have both methods."""
     chosen = {}
-    for name, lines in runs.items():
-        chosen[name] = {seed: lines[seed] for seed in sorted(seeds & lines.keys())}
+    for share, runs in sorted(every.items()):
+        seeds = {1, 2, 3, 4} & runs.get("bstar", {}).keys() & runs.get("online-rft", {}).keys()
+        if seeds:
+            chosen[share] = {name: among(lines, seeds) for name, lines in runs.items()}
     return chosen
 
 
-def law_shares(every: dict[float, Runs]) -> list[float]:
-    """The shares of wrong words that have such runs."""
-    return [share for share, runs in sorted(every.items()) if law_runs(runs).get("bstar")]
+def among(lines: Lines, seeds: set[int]) -> Lines:
+    """The runs of some seeds."""
+    return {seed: line for seed, line in sorted(lines.items()) if seed in seeds}
 
 
-# -- statistics -----------------------------------------------------------------------------------
+# -- how numbers are said -------------------------------------------------------------------------
 
 
-class Mean(NamedTuple):
-    """A mean, its standard error, and half of its 95 % interval; NaN where one value is all."""
-
-    mean: float
-    error: float
-    half: float
-
-
-def mean_of(values: Sequence[float]) -> Mean:
-    """Mean, standard error and half of the t interval.
-
-    >>> [round(x, 3) for x in mean_of([1.0, 2.0, 3.0])]
-    [2.0, 0.577, 2.484]
-    """
-    n = len(values)
-    mean = float(np.mean(values))
-    if n < 2:
-        return Mean(mean, np.nan, np.nan)
-    error = float(np.std(values, ddof=1)) / n**0.5
-    return Mean(mean, error, T_975[n - 2] * error)
-
-
-def difference(a: dict[int, float], b: dict[int, float]) -> list[float]:
-    """a less b, of the seeds that both have."""
-    return [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())]
-
-
-def show(values: dict[int, float], digits: int = 1) -> str:
+def show(values: pd.Series, digits: int = 1) -> str:
     """mean ± standard error
 
-    >>> show({1: 1.0, 2: 2.0, 3: 3.0}), show({1: 1.0}), show({})
+    >>> show(pd.Series([1.0, 2.0, 3.0])), show(pd.Series([1.0])), show(pd.Series(dtype=float))
     ('2.0 ± 0.6', '1.0', '')
     """
-    if not values:
+    if values.empty:
         return ""
-    mean = mean_of(list(values.values()))
-    text = f"{mean.mean:.{digits}f}"
-    return text if np.isnan(mean.error) else f"{text} ± {mean.error:.{digits}f}"
+    text = f"{values.mean():.{digits}f}"
+    return f"{text} ± {values.sem():.{digits}f}" if len(values) > 1 else text
 
 
-def gain(a: dict[int, float], b: dict[int, float]) -> str:
-    """Mean of a less b with its 95 % interval, which two seeds are too few for."""
-    differences = difference(a, b)
-    if not differences:
+def gain(a: pd.Series, b: pd.Series) -> str:
+    """Mean of a less b over the seeds of both, with its 95 % interval by Student's t.
+
+    >>> gain(pd.Series([2.0, 4.0, 6.0]), pd.Series([1.0, 2.0, 3.0]))
+    '+2.0 [-0.5, +4.5]'
+    """
+    difference = (a - b).dropna()
+    if difference.empty:
         return ""
-    mean = mean_of(differences)
-    text = f"{mean.mean:+.1f}"
-    if len(differences) < 3:
-        return text
-    low, high = mean.mean - mean.half, mean.mean + mean.half
-    return f"{text} [{low:+.1f}, {high:+.1f}]"
+    mean = difference.mean()
+    if len(difference) < 3:  # of two, the interval would be wider than the scale
+        return f"{mean:+.1f}"
+    half = T_975[len(difference) - 2] * difference.sem()
+    return f"{mean:+.1f} [{mean - half:+.1f}, {mean + half:+.1f}]"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence]) -> str:
     """A Markdown table; the first column is text, the others stand on the right."""
     rule = ["---"] + ["---:"] * (len(header) - 1)
-    lines = [header, rule, *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in [header, rule, *rows])

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 
-from lines import ROOT, markdown, read_jsonl, show
+import pandas as pd
+from lines import ROOT, Lines, at, markdown, read_jsonl, show
 
 HERE = ROOT / "results"
 
@@ -36,43 +37,38 @@ COLUMNS = {  # metric of the last iteration -> digits
     "temperature": 2,
     "tau": 2,
 }
+TRUTH = {  # key of results/toy-prm/*.json -> what it is
+    "step_auc": "AUC of step scores, fresh solutions of the SFT policy",
+    "auc_sound": 'AUC of the lowest step score for "every step right"',
+    "labels_agree": "hard labels that agree with the truth",
+}
 
 
-def values(run: str, key: str, iteration: int = -1) -> dict[int, float]:
-    """seed -> a metric of one iteration; empty where the run has no such metric."""
-    numbers = {}
-    for seed in SEEDS:
-        rows = read_jsonl(HERE / f"toy-{run}-{seed}" / "metrics.jsonl")
-        if rows[iteration].get(key) is not None:
-            numbers[seed] = rows[iteration][key]
-    return numbers
+def load(run: str) -> Lines:
+    """seed -> the metrics of a variant."""
+    folders = {seed: HERE / f"toy-{run}-{seed}" for seed in SEEDS}
+    return {seed: {"metrics": read_jsonl(x / "metrics.jsonl")} for seed, x in folders.items()}
 
 
 def table() -> str:
     """The last iteration of each variant, and pass@1 at the start and after the first."""
     rows = []
     for run in RUNS:
-        first = [show(values(run, "pass@1", i), 1) for i in (0, 1)]
-        last = [show(values(run, key), digits) for key, digits in COLUMNS.items()]
+        lines = load(run)
+        first = [show(at(lines, "pass@1", i)) for i in (0, 1)]
+        last = [show(at(lines, key), digits) for key, digits in COLUMNS.items()]
         rows.append([run, *first, *last])
     return markdown(["3 seeds", "pass@1 at 0", "at 1", *COLUMNS], rows)
 
 
 def prm_table() -> str:
     """The PRM against the exact step checker, at its start and on the pools of bstar."""
-    prms = {seed: json.loads((HERE / "toy-prm" / f"{seed}.json").read_text()) for seed in SEEDS}
-    rows = []
-    names = {
-        "step_auc": "AUC of step scores, fresh solutions of the SFT policy",
-        "auc_sound": 'AUC of the lowest step score for "every step right"',
-        "labels_agree": "hard labels that agree with the truth",
-    }
-    for key, name in names.items():
-        rows.append([name, show({seed: prm[key] for seed, prm in prms.items()}, 3)])
-    for i in (1, -1):
-        when = {1: "first", -1: "last"}[i]
-        auc = show(values("bstar-answer+prm", "prm/step_auc", i), 3)
+    prms = pd.DataFrame([json.loads((HERE / f"toy-prm/{seed}.json").read_text()) for seed in SEEDS])
+    rows = [[name, show(prms[key], 3)] for key, name in TRUTH.items()]
+    pools = load("bstar-answer+prm")
+    for i, when in ((1, "first"), (-1, "last")):
+        auc = show(at(pools, "prm/step_auc", i), 3)
         rows.append([f"AUC of step scores, pool of bstar's {when} iteration", auc])
-        right = show(values("bstar-answer+prm", "selected/correct", i), 0)
+        right = show(at(pools, "selected/correct", i), 0)
         rows.append([f"% right among those selected, {when} iteration", right])
     return markdown(["the learned PRM", "3 seeds"], rows)

@@ -11,29 +11,14 @@ interval of their mean, by Student's t. A row says how many seeds it has.
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
 import figures
 import numpy as np
+import pandas as pd
 import stories
-from lines import (
-    LINES,
-    ROOT,
-    Lines,
-    Runs,
-    at,
-    difference,
-    gain,
-    law_runs,
-    law_shares,
-    load,
-    markdown,
-    of_last,
-    readings,
-    show,
-)
+from lines import LINES, ROOT, Lines, Runs, at, gain, law_runs, length, load, markdown, show
 
 CARELESS = 0.2  # share of wrong words in the human solutions, of all tables but the last
 METHODS = ("sft", "rest-em", "iterative-rft", "online-rft", "bstar")
@@ -59,9 +44,9 @@ PAIRS = (
 )
 
 
-def listed(runs: Runs) -> list[str]:
+def listed(runs: Runs) -> dict[str, Lines]:
     """The variants that have run, in the tables' order."""
-    return [name for name in ORDER if name in runs]
+    return {name: runs[name] for name in ORDER if name in runs}
 
 
 def name_of(variant: str) -> str:
@@ -72,9 +57,8 @@ def name_of(variant: str) -> str:
 def best_fixed(runs: Runs) -> str:
     """The fixed T of the highest mean pass@1, among those with the most seeds; in hindsight."""
     there = [name for name in ("online-rft", *FIXED) if name in runs]
-    most = max(len(runs[name]) for name in there)
-    full = [name for name in there if len(runs[name]) == most]
-    return max(full, key=lambda name: np.mean(list(at(runs[name], "pass@1").values())))
+    # seeds first: a T that ran with few of them could lead by luck
+    return max(there, key=lambda name: (len(runs[name]), at(runs[name], "pass@1").mean()))
 
 
 # -- walks: the tables ----------------------------------------------------------------------------
@@ -83,34 +67,29 @@ def best_fixed(runs: Runs) -> str:
 def results_table(runs: Runs) -> str:
     """The last policy of each variant, and its paired differences."""
     best = best_fixed(runs)
-    online, hindsight = at(runs["online-rft"], "pass@1"), at(runs[best], "pass@1")
+    T = best.removeprefix("T ").replace("online-rft", "1.0")
+    variants = {name_of(name): name for name in listed(runs)}
+    variants[f"best fixed T in hindsight: {T}"] = best
+    # all variants start from the same policy, and sft has sampled from it
+    start = at(runs["online-rft"], "pass@1", 0)
+    samples = samples_of([line["last"]["start"] for line in runs.get("sft", {}).values()])
+    rows = [["start (iteration 0)", len(start), show(start), "", "", *samples]]
+    for label, variant in variants.items():
+        score = at(runs[variant], "pass@1")
+        # "" to itself: a difference of 0 with an interval of 0 would read as a finding
+        row = [label, len(score), show(score)]
+        for other in ("online-rft", best):
+            row.append("" if variant == other else gain(score, at(runs[other], "pass@1")))
+        rows.append([*row, *samples_of([line["last"] for line in runs[variant].values()])])
     header = ["run", "seeds", "pass@1", "less online-rft", "less best fixed T"]
-    rows = [start_row(runs)]
-    for variant in listed(runs):
-        rows.append(result_row(name_of(variant), runs[variant], online, hindsight))
-    label = f"best fixed T in hindsight: {best.removeprefix('T ').replace('online-rft', '1.0')}"
-    rows.append(result_row(label, runs[best], online, hindsight))
     return markdown([*header, "pass@32", "pass@32-4", "unique right"], rows)
 
 
-def start_row(runs: Runs) -> list[str]:
-    """Iteration 0, from which all variants start."""
-    lines = runs["online-rft"]
-    row = ["start (iteration 0)", len(lines), show(at(lines, "pass@1", 0)), "", ""]
-    starts = {seed: line["last"]["start"] for seed, line in runs.get("sft", {}).items()}
-    for key, digits in (("pass@32", 1), ("pass@32-4", 1), ("unique", 2)):
-        row.append(show({seed: start[key] for seed, start in starts.items()}, digits))
-    return row
-
-
-def result_row(label: str, lines: Lines, online: dict, hindsight: dict) -> list:
-    """A variant's row of the first table."""
-    score = at(lines, "pass@1")
-    row = [label, len(lines), show(score)]
-    for other in (online, hindsight):
-        row.append("" if other == score else gain(score, other))
-    row += [show(of_last(lines, "pass@32")), show(of_last(lines, "pass@32-4"))]
-    return [*row, show(of_last(lines, "unique"), 2)]
+def samples_of(policies: list[dict]) -> list[str]:
+    """What the 32 samples a question of some seeds' policies say."""
+    digits = {"pass@32": 1, "pass@32-4": 1, "unique": 2}
+    values = pd.DataFrame(policies, columns=list(digits), dtype=float)
+    return [show(values[key], n) for key, n in digits.items()]
 
 
 def comparisons_table(runs: Runs) -> str:
@@ -121,8 +100,8 @@ def comparisons_table(runs: Runs) -> str:
     for a, b in dict.fromkeys(pairs):  # T 1.0 may be the best
         if a in runs and b in runs:
             x, y = at(runs[a], "pass@1"), at(runs[b], "pass@1")
-            differences = difference(x, y)
-            n, greater = len(differences), sum(d > 0 for d in differences)
+            difference = (x - y).dropna()
+            n, greater = len(difference), (difference > 0).sum()
             label = f"{name_of(a)} less {name_of(b)}"
             rows.append([label, n, gain(x, y), f"{greater} of {n}"])
     return markdown(["pass@1, last iteration", "seeds", "mean difference", "greater"], rows)
@@ -131,9 +110,8 @@ def comparisons_table(runs: Runs) -> str:
 def iterations_table(runs: Runs) -> str:
     """pass@1 by iteration; those of sft are its epochs."""
     rows = []
-    for variant in listed(runs):
-        lines = runs[variant]
-        n = min(len(line["metrics"]) for line in lines.values())
+    for variant, lines in listed(runs).items():
+        n = length(lines)
         scores = [show(at(lines, "pass@1", i)) for i in range(n)]
         rows.append([name_of(variant), len(lines), *scores, *[""] * (7 - n)])
     return markdown(["pass@1 after iteration", "seeds", *map(str, range(7))], rows)
@@ -142,21 +120,19 @@ def iterations_table(runs: Runs) -> str:
 def pools_table(runs: Runs) -> str:
     """What was selected in the first and the last iteration, and the T of each iteration."""
     rows = []
-    for variant in [name for name in listed(runs) if name != "sft"]:
-        lines = runs[variant]
-        row = [name_of(variant), len(lines)]
-        row += [show(at(lines, "kept", i), 0) for i in (1, -1)]
-        row += [show(readings(lines, i)) for i in (1, -1)]
-        row += [show(at(lines, "pool/correct", i)) for i in (1, -1)]
-        rows.append([*row, temperatures(lines)])
+    for variant, lines in listed(runs).items():
+        if variant != "sft":
+            row = [name_of(variant), len(lines)]
+            for key, digits in (("kept", 0), ("repeats", 1), ("pool/correct", 1)):
+                row += [show(at(lines, key, i), digits) for i in (1, -1)]
+            rows.append([*row, temperatures(lines)])
     header = ["run", "seeds", "kept, first", "kept, last", "R, first", "R, last"]
     return markdown([*header, "% right, first", "% right, last", "T by iteration"], rows)
 
 
 def temperatures(lines: Lines) -> str:
     """The mean T of each iteration, or the one T."""
-    n = min(len(line["metrics"]) for line in lines.values())
-    means = [np.mean(list(at(lines, "temperature", i).values())) for i in range(1, n)]
+    means = [at(lines, "temperature", i).mean() for i in range(1, length(lines))]
     if len(set(means)) == 1:
         return f"{means[0]:.1f}"
     return " ".join(f"{T:.2f}" for T in means)
@@ -168,15 +144,13 @@ def temperatures(lines: Lines) -> str:
 def law_table(every: dict[float, Runs]) -> str:
     """Gain of bstar over T = 1.0 as the base gets more careless: R of T = 1.0 rises."""
     rows = []
-    for share in law_shares(every):
-        runs = law_runs(every[share])
-        online, bstar = runs["online-rft"], runs["bstar"]
-        capped, both = runs.get("online-rft cap 6", {}), runs.get("bstar cap 6", {})
-        row = [f"{share:.0%}".replace("%", " %"), len(bstar), show(at(online, "pass@1", 0))]
-        row += [show(readings(online, 1)), f"{yield_ratio(bstar):.1f}", show(at(online, "pass@1"))]
-        row += [gain(at(bstar, "pass@1"), at(online, "pass@1"))]
-        row += [gain(at(capped, "pass@1"), at(online, "pass@1"))]
-        rows.append([*row, gain(at(both, "pass@1"), at(capped, "pass@1"))])
+    for share, runs in law_runs(every).items():
+        names = ("bstar", "online-rft", "bstar cap 6", "online-rft cap 6")
+        bstar, online, both, capped = [at(runs.get(name, {}), "pass@1") for name in names]
+        start, R = at(runs["online-rft"], "pass@1", 0), at(runs["online-rft"], "repeats", 1)
+        row = [f"{100 * share:.0f} %", len(bstar), show(start), show(R)]
+        row += [f"{yield_ratio(runs['bstar']):.1f}", show(online)]
+        rows.append([*row, gain(bstar, online), gain(capped, online), gain(both, capped)])
     header = ["wrong words", "seeds", "start", "R at T 1.0", "yield 0.5 / 1.0", "T 1.0"]
     gains = ["gain of bstar", "gain of the cap", "gain of bstar, both capped"]
     return markdown([*header, *gains], rows)
@@ -184,11 +158,9 @@ def law_table(every: dict[float, Runs]) -> str:
 
 def yield_ratio(lines: Lines) -> float:
     """Share right at T = 0.5 over share right at T = 1.0, in the first balances of bstar."""
-    cool, warm = 0.0, 0.0
-    for line in lines.values():
-        share = line["ledger"][0]["yield"]  # at 0.5, 0.6, ..., 1.2
-        cool += share[0]
-        warm += share[5]
+    yields = np.array([line["ledger"][0]["yield"] for line in lines.values()])
+    # of sums, not a mean of ratios: one seed's yield at 1.0 is near 0
+    cool, warm = yields[:, [0, 5]].sum(axis=0)  # at 0.5, 0.6, ..., 1.2
     return cool / warm if warm else np.inf
 
 
@@ -210,12 +182,6 @@ def tables(path: Path = LINES) -> dict[str, str]:
     }
 
 
-def insert(text: str, name: str, table: str) -> str:
-    """The text with the table between <!-- table NAME --> and <!-- end -->."""
-    place = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end -->)", re.S)
-    return place.sub(lambda match: f"{match[1]}{table}\n{match[2]}", text)
-
-
 def main() -> None:
     """Prints the tables, or writes them into RESULTS.md and draws the figures."""
     printed = tables()
@@ -226,7 +192,9 @@ def main() -> None:
     path = ROOT / "RESULTS.md"
     text = path.read_text(encoding="utf-8")
     for name, table in printed.items():
-        text = insert(text, name, table)
+        before, place, rest = text.partition(f"<!-- table {name} -->\n")
+        _, end, after = rest.partition("<!-- end -->")
+        text = f"{before}{place}{table}\n{end}{after}"
     path.write_text(text, encoding="utf-8")
     every = load()
     figures.draw_walk(every[CARELESS], ROOT / "docs" / "walk.png")

@@ -1,5 +1,6 @@
 """The tables of RESULTS.md: their statistics, and that the page says what they say."""
 
+import doctest
 import json
 import math
 import re
@@ -45,6 +46,10 @@ def test_quantiles_of_student(degrees):
     t = np.linspace(-lines.T_975[degrees - 1], lines.T_975[degrees - 1], 20_001)
     density = scale * (1 + t**2 / degrees) ** (-(degrees + 1) / 2)
     assert np.trapezoid(density, t) == pytest.approx(0.95, abs=1e-4)
+
+
+def test_examples_of_the_docstrings():
+    assert doctest.testmod(lines) == (0, 2)
 
 
 def test_rows_against_a_naive_computation(path):
