@@ -34,7 +34,7 @@ def load(path: Path = LINES) -> dict[float, Runs]:
     every: dict[float, Runs] = {}
     for line in read_jsonl(path):
         for row in line["metrics"]:
-            # R: of a pool without a right answer, one more would have been read in all places
+            # R where nothing was selected: a first response would have been read in all places
             row.setdefault("repeats", N)
         variants = every.setdefault(line["careless"], {})
         variants.setdefault(line["name"], {})[line["seed"]] = line
