@@ -492,13 +492,14 @@ def report(runs: Sequence[Run], out: Path, against: Path | None = None) -> Path:
     parts.append(html(summary(runs, against)))
     parts += [f'<pre class="alarm">{escape(warnings(run))}</pre>' for run in runs]
     settings = pd.DataFrame({name: group[0].config for name, group in groups.items()})
-    text = html(settings.astype(str).reset_index(names="setting"))
-    parts.append(f"<details><summary>Settings</summary>{text}</details>")
+    parts.append(details("Settings", settings.astype(str)))
     parts.append(section("Over the iterations", curve_figures(groups, figures)))
     for run in runs:
         parts.append(section(run.name, run_figures(run, figures / run.name) + response_cards(run)))
         if run.ledger:
             parts.append(html(decisions_table(run.ledger)))
+        numbers = pd.DataFrame(run.rows).set_index("iter").select_dtypes("number")
+        parts.append(details("Every number of each iteration", numbers.T))
     page = out / "report.html"
     title = escape("; ".join(groups))
     page.write_text(PAGE.format(title=title, body="".join(parts)), encoding="utf-8")
@@ -558,8 +559,14 @@ def html(table: pd.DataFrame) -> str:
     import pandas as pd
 
     with pd.option_context("display.max_colwidth", None):
-        text = table.to_html(index=False, border=0)
+        text = table.to_html(index=False, border=0, na_rep="", float_format="{:.6g}".format)
     return f'<div class="wide" tabindex="0">{text}</div>'
+
+
+def details(title: str, table: pd.DataFrame) -> str:
+    """A table to unfold, with its index as the first column."""
+    text = html(table.rename_axis(columns=None).reset_index(names=""))
+    return f"<details><summary>{title}</summary>{text}</details>"
 
 
 def section(title: str, figures: Iterable[str]) -> str:

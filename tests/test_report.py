@@ -321,13 +321,20 @@ def test_the_page_needs_nothing_else_and_suits_phones_and_dark_mode(page):
     assert len(set(re.findall('base64,([^"]+)', text))) == text.count("<img")  # none comes twice
 
 
-def test_the_page_shows_decisions_and_settings(page):
+def test_the_page_shows_settings_decisions_and_every_number(page):
     text, paths = page
     tables = tables_of(text)
     assert tables[0][0][2] == "pass@1"  # the first number of the first table
     assert ["method", "bstar", "online-rft", "sft"] in tables[1]
-    runs = [run for run in map(report.read_run, paths) if run.ledger]
-    for run, lines in zip(runs, tables[2:], strict=True):
+    runs = list(map(report.read_run, paths))
+    every = [lines for lines in tables[2:] if lines[0][0] == ""]
+    for run, lines in zip(runs, every, strict=True):
+        assert lines[0][1:] == [str(row["iter"]) for row in run.rows]
+        shown = {key: [float(x) for x in cells] for key, *cells in lines[1:] if "" not in cells}
+        for key in ("pass@1", "pass@4-2", "val/pass@1", "coverage"):
+            assert shown[key] == [row[key] for row in run.rows]
+    decided = [lines for lines in tables[2:] if lines[0][0] == "iter"]
+    for run, lines in zip([run for run in runs if run.ledger], decided, strict=True):
         for d, line in zip(run.ledger, lines[1:], strict=True):
             chosen = (float(d["iter"]), d["temperature"], d["tau"], round(d["qe"], 4))
             assert tuple(map(float, line[:4])) == chosen
