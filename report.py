@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import functools
 import gzip
+import itertools
 import json
 import re
 from html import escape
@@ -369,36 +370,43 @@ PLOTS = {
 
 
 def curve_figures(groups: dict[str, list[Run]], folder: Path) -> list[str]:
-    """PLOTS: means over seeds with their standard errors, a curve a group."""
-    from matplotlib import colormaps
-
+    """PLOTS: means over seeds with their standard errors; a curve a group, or of one group a K."""
     values = frame(groups)
     numbers = values.select_dtypes("number")
-    # the ten colours that are easiest to tell apart, where they suffice
-    colours = colormaps["tab10"].colors
-    if len(groups) > len(colours):
-        colours = colormaps["turbo"](np.linspace(0, 1, len(groups)))
     figures = []
     for name, see in PLOTS.items():
-        key = spelled(name, values.iloc[-1])
-        if key not in numbers or says_nothing(key, numbers):
+        pattern = name.replace("@K", r"@(?!1$)\d+").replace("-S", r"-\d+")
+        keys = [key for key in numbers.filter(regex=f"^{pattern}$") if tells(key, numbers)]
+        keys.sort(key=lambda key: (len(key), key), reverse=True)  # the largest K first
+        if len(groups) > 1:  # all K of all groups would be too many curves
+            keys = keys[:1]
+        if not keys:
             continue
         ax = axes(xlabel="iteration")
         ax.grid(alpha=0.4)
-        for group, colour in zip(groups, colours):
+        curves = list(itertools.product(groups, keys))
+        for (group, key), colour in zip(curves, distinct_colours(len(curves))):
             seeds = values[values["run"] == group].groupby("iter")[key]
             curve = seeds.agg(["mean", "sem"]).dropna(subset="mean").fillna(0)
+            label = group if len(groups) > 1 else key
             if len(curve):
-                ax.errorbar(curve.index, *curve.to_numpy().T, label=group, color=colour, marker=".")
-        figures.append(figure(ax, key, see, folder))
+                ax.errorbar(curve.index, *curve.to_numpy().T, label=label, color=colour, marker=".")
+        figures.append(figure(ax, keys[0] if len(keys) == 1 else name, see, folder))
     return figures
 
 
-def says_nothing(key: str, numbers: pd.DataFrame) -> bool:
-    """Whether a metric is another one again, or there is nothing that it could measure."""
+def distinct_colours(n: int) -> Sequence:
+    """n colours; the ten that are easiest to tell apart, where they suffice."""
+    from matplotlib import colormaps
+
+    return colormaps["tab10"].colors if n <= 10 else colormaps["turbo"](np.linspace(0, 1, n))
+
+
+def tells(key: str, numbers: pd.DataFrame) -> bool:
+    """Whether a metric is not another one again, and has something to measure."""
     if key.startswith("reward@"):  # by the answer alone the best-rewarded are the right ones
-        return numbers[key].equals(numbers.get(key.replace("reward", "pass")))
-    return key == "distinct" and not numbers[key].any()  # no solution has an equation
+        return not numbers[key].equals(numbers.get(key.replace("reward", "pass")))
+    return key != "distinct" or numbers[key].any()  # where no solution has an equation it is 0
 
 
 def run_figures(run: Run, folder: Path) -> list[str]:
