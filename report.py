@@ -373,6 +373,10 @@ def curve_figures(groups: dict[str, list[Run]], folder: Path) -> list[str]:
     """PLOTS: means over seeds with their standard errors; a curve a group, or of one group a K."""
     values = frame(groups)
     numbers = values.select_dtypes("number")
+    # SFT beside other methods is a level line at its end: its iterations are epochs
+    levels = [group for group, runs in groups.items() if runs[0].config["method"] == "sft"]
+    if len(levels) == len(groups):
+        levels = []
     figures = []
     for name, see in PLOTS.items():
         pattern = name.replace("@K", r"@(?!1$)\d+").replace("-S", r"-\d+")
@@ -388,9 +392,11 @@ def curve_figures(groups: dict[str, list[Run]], folder: Path) -> list[str]:
         for (group, key), colour in zip(curves, distinct_colours(len(curves))):
             seeds = values[values["run"] == group].groupby("iter")[key]
             curve = seeds.agg(["mean", "sem"]).dropna(subset="mean").fillna(0)
-            label = group if len(groups) > 1 else key
-            if len(curve):
-                ax.errorbar(curve.index, *curve.to_numpy().T, label=label, color=colour, marker=".")
+            look = {"label": group if len(groups) > 1 else key, "color": colour}
+            if group in levels and len(curve):
+                ax.axhline(curve["mean"].iloc[-1], linestyle="--", **look)
+            elif len(curve):
+                ax.errorbar(curve.index, *curve.to_numpy().T, marker=".", **look)
         figures.append(figure(ax, keys[0] if len(keys) == 1 else name, see, folder))
     return figures
 

@@ -356,6 +356,22 @@ def test_curves_are_means_over_seeds(tmp_path, monkeypatch, prm):
     assert [segment[:, 1].tolist() for segment in bars.get_segments()][0] == [10.0, 30.0]
 
 
+def test_sft_beside_other_methods_is_a_level_line(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(report, "figure", lambda ax, title, *_: drawn.setdefault(title, ax))
+    paths = [
+        make_run(tmp_path / "sft", method="sft", passes=[10.0, 33.0]),
+        make_run(tmp_path / "b"),
+    ]
+    runs = list(map(report.read_run, paths))
+    report.curve_figures(report.by_seed(runs), tmp_path)
+    level, _ = drawn["pass@1"].get_legend_handles_labels()[0]
+    assert list(level.get_ydata()) == [33.0, 33.0]
+    report.curve_figures(report.by_seed(runs[:1]), tmp_path)  # alone, its epochs are a curve
+    [curve] = drawn["pass@K"].get_legend_handles_labels()[0][:1]
+    assert len(curve[0].get_ydata()) == 2
+
+
 def test_every_curve_has_its_own_colour(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(report, "figure", lambda ax, *_: drawn.append(ax))
