@@ -430,13 +430,24 @@ def run_figures(run: Run, folder: Path) -> list[str]:
         see = "Below the diagonal the PRM promises more than it holds. Sec. 2.3, Eq. 1."
         figures.append(figure(ax, "Calibration of the PRM", see, folder))
     if run.times:
-        ax = axes()
-        times = pd.DataFrame(run.times)
-        table = times.pivot_table("seconds", "iter", "phase", aggfunc="sum", sort=False)
-        table[::-1].plot.barh(stacked=True, ax=ax)
-        see = f"{times['seconds'].sum():,.0f} in all; base model, SFT and PRM are in 0. Sec. 3.3."
-        figures.append(figure(ax, "Seconds of each iteration", see, folder))
+        figures.append(time_figure([run], "iteration", folder))
     return figures + [surface_figure(d, folder) for d in run.ledger]
+
+
+def time_figure(runs: Sequence[Run], by: str, folder: Path) -> str:
+    """Seconds of each phase, a bar an iteration or a run."""
+    import pandas as pd
+
+    lines = []
+    for run in runs:
+        lines += [{"run": run.name, "iteration": x["iter"], **x} for x in run.times]
+    times = pd.DataFrame(lines)
+    table = times.pivot_table("seconds", by, "phase", aggfunc="sum", sort=False)
+    ax = axes()
+    table[::-1].plot.barh(stacked=True, ax=ax)
+    ax.figure.set_figheight(max(3.1, 0.22 * len(table)))
+    see = f"{times['seconds'].sum():,.0f} in all, base model, SFT and PRM included. Sec. 3.3."
+    return figure(ax, f"Seconds of each {by}", see, folder)
 
 
 def surface_figure(d: dict, folder: Path) -> str:
@@ -507,7 +518,11 @@ def report(runs: Sequence[Run], out: Path, against: Path | None = None) -> Path:
     parts += [f'<pre class="alarm">{escape(warnings(run))}</pre>' for run in runs]
     settings = pd.DataFrame({name: group[0].config for name, group in groups.items()})
     parts.append(details("Settings", settings.astype(str)))
-    parts.append(section("Over the iterations", curve_figures(groups, figures)))
+    curves = curve_figures(groups, figures)
+    timed = [run for run in runs if run.times]
+    if len(timed) > 1:
+        curves.append(time_figure(timed, "run", figures))
+    parts.append(section("Over the iterations", curves))
     for run in runs:
         parts.append(section(run.name, run_figures(run, figures / run.name) + response_cards(run)))
         if run.ledger:

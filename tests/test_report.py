@@ -392,15 +392,19 @@ def test_no_figure_comes_twice(tmp_path):
     assert "<h3>pass@K-S</h3>" in page and "<h3>reward@4-2</h3>" in page
 
 
-def test_the_time_counts_base_sft_and_prm(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(report, "figure", lambda ax, title, see, folder: drawn.append((ax, see)))
-    path = make_run(tmp_path / "run", method="sft")
-    start = [{"iter": 0, "phase": phase, "seconds": 1000.0} for phase in ("base", "sft", "prm")]
-    (path / "times.jsonl").write_text("\n".join(map(json.dumps, [*start, {"iter": 1}])))
-    report.run_figures(report.read_run(path), tmp_path)
-    [(ax, see)] = drawn
-    assert ax.get_legend_handles_labels()[1] == ["base", "sft", "prm"] and "3,000 in all" in see
+@pytest.mark.parametrize("by, bars", [("iteration", ["1", "0"]), ("run", ["b", "a"])])
+def test_the_time_counts_base_sft_and_prm(tmp_path, monkeypatch, by, bars):
+    monkeypatch.setattr(report, "figure", lambda ax, title, see, folder: (ax, see))
+    runs = []
+    for name in "ab":
+        path = make_run(tmp_path / name, method="sft")
+        times = [{"iter": 0, "phase": phase, "seconds": 500.0} for phase in ("base", "sft", "prm")]
+        times += [{"iter": 1, "phase": "gen", "seconds": 3.0}, {"iter": 1}]
+        (path / "times.jsonl").write_text("\n".join(map(json.dumps, times)))
+        runs.append(report.read_run(path))
+    ax, see = report.time_figure(runs, by, tmp_path)
+    assert ax.get_legend_handles_labels()[1] == ["base", "sft", "prm", "gen"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == bars and "3,006 in all" in see
 
 
 def test_the_page_begins_with_a_verdict_in_words(tmp_path):
