@@ -25,7 +25,7 @@ import numpy as np
 import data
 from config import Parser, grid
 from data import UserError
-from metrics import decide, read_jsonl
+from metrics import decide, nearest, read_jsonl
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -342,11 +342,20 @@ def replay(run: Run, **settings) -> list[dict]:
 
 
 def decisions_table(ledger: Sequence[dict]) -> pd.DataFrame:
-    """The balancer's choices   [Tables 2, 3]"""
+    """The balancer's choices, and the best T or tau where the other is fixed   [Table 2, Fig. 4]"""
     import pandas as pd
 
     columns = ["iter", "temperature", "tau", "qe", "interval", "ties", "empty", "edge"]
-    return pd.DataFrame(ledger, columns=columns).round(4)
+    table = pd.DataFrame(ledger, columns=columns).round(4)
+    best_T, best_tau = [], []
+    for d in ledger:
+        T, taus = d["temperatures"], d["taus"]
+        i, j = nearest(T, 1.0), nearest(taus, 0.0)  # what the paper fixes them at
+        surface = np.array(d["surface"])  # (G_T, G_tau)
+        # of equal points the lower T and the higher tau, as in `decide`
+        best_T.append(T[surface[:, j].argmax()])
+        best_tau.append(taus[::-1][surface[i, ::-1].argmax()])
+    return table.assign(**{"best T at tau 0": best_T, "best tau at T 1": best_tau})
 
 
 # -- figures ---------------------------------------------------------------------------------------

@@ -182,6 +182,14 @@ def test_replay_with_the_run_s_own_settings_is_the_ledger_to_the_last_bit(tmp_pa
     assert "2 of 2 decisions equal the ledger's in every field" in capsys.readouterr().out
 
 
+def test_the_best_of_each_where_the_other_is_fixed():
+    surface = [[0, 3, 1, 3], [0, 3, 9, 0], [5, 2, 5, 1]]  # T 0.5, 0.8, 1.1; tau -0.5, 0, 0.5, 1
+    ledger = [decision(0.8, 0.5, surface), decision(0.8, 0.5, surface, taus=[0.5, 0.6, 0.7, 0.8])]
+    table = report.decisions_table(ledger)
+    assert table["best T at tau 0"].tolist() == [0.5, 1.1]  # or at the grid's nearest
+    assert table["best tau at T 1"].tolist() == [0.5, 0.7]
+
+
 def test_replay_with_other_settings(tmp_path):
     run = report.read_run(make_run(tmp_path / "run"))
     settings = {"temperatures": [0.5, 1.1], "taus": [0.25], "n_star": 4, "queries": 9, "samples": 5}
