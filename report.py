@@ -171,14 +171,7 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def alarms(rows: Sequence[dict], ledger: Sequence[dict]) -> list[str]:
-    """What to look at in a run, one line each; the word before the colon is the kind.
-
-    reversal  from the first row to the last pass@1 rose while pass@K or distinct equations fell,
-              each beyond noise: "self-improvement reversal" (Wu et al. 2024)
-    drift     prm/auc is more than 0.05 below the first: the PRM lost the policy   [Observation 3]
-    edge      a choice at an end of its grid is better than its neighbour inside
-    ties      other grid points are within noise of the choice (95 %, paired bootstrap over queries)
-    """
+    """What to look at in a run, one line each; the word before the colon is the kind."""
     rows = with_numbers(rows, ROW)
     ledger = with_numbers(ledger, DECISION)
     return [*reversal(rows), *drift(rows), *edges(ledger), *ties(ledger)]
@@ -219,7 +212,7 @@ def share(row: dict, key: str) -> tuple[float, float]:
 
 
 def reversal(rows: Sequence[dict]) -> Iterator[str]:
-    """The alarm of pass@1 rising while pass@K or distinct equations fall."""
+    """pass@1 rose while pass@K or distinct equations fell: "reversal" of Wu et al. (2024)."""
     changed = changes(rows) if rows else {}
     fell = []
     for key, (before, after, sign) in changed.items():
@@ -234,7 +227,7 @@ def reversal(rows: Sequence[dict]) -> Iterator[str]:
 
 
 def drift(rows: Sequence[dict]) -> Iterator[str]:
-    """The alarm of a PRM that the policy has left behind."""
+    """prm/auc is more than 0.05 below the first: the policy left the PRM   [Observation 3]"""
     aucs = [row["prm/auc"] for row in with_numbers(rows, ["prm/auc"])]
     if aucs and min(aucs) < aucs[0] - 0.05:
         yield (
@@ -244,7 +237,7 @@ def drift(rows: Sequence[dict]) -> Iterator[str]:
 
 
 def edges(ledger: Sequence[dict]) -> Iterator[str]:
-    """The alarm of choices at an end of a grid that beat their neighbour inside."""
+    """Choices at an end of a grid are better than their neighbour inside."""
     for name in ("temperature", "tau"):
         better = [d for d in ledger if name in d["edge"] and beats_inside(d, name)]
         if better:
@@ -266,7 +259,7 @@ def beats_inside(d: dict, name: str) -> bool:
 
 
 def ties(ledger: Sequence[dict]) -> Iterator[str]:
-    """The alarm of choices that noise may have made."""
+    """Other grid points are within noise of the choice (95 %, paired bootstrap over queries)."""
     # on a surface of zeros all points tie, and more queries would not change that
     tied = [d for d in ledger if d["ties"] and np.any(d["surface"])]
     if tied:
@@ -381,16 +374,10 @@ PLOTS = {
 def curve_figures(groups: dict[str, list[Run]], folder: Path) -> list[str]:
     """PLOTS: means over seeds with their standard errors; a curve a group, or of one group a K."""
     values = frame(groups)
-    numbers = values.select_dtypes("number")
-    # SFT beside other methods is a level line at its end: its iterations are epochs
-    levels = [group for group, runs in groups.items() if runs[0].config["method"] == "sft"]
-    if len(levels) == len(groups):
-        levels = []
+    methods = {name: group[0].config["method"] for name, group in groups.items()}
     figures = []
     for name, see in PLOTS.items():
-        pattern = name.replace("@K", r"@(?!1$)\d+").replace("-S", r"-\d+")
-        keys = [key for key in numbers.filter(regex=f"^{pattern}$") if tells(key, numbers)]
-        keys.sort(key=lambda key: (len(key), key), reverse=True)  # the largest K first
+        keys = columns_of(name, values.select_dtypes("number"))
         if len(groups) > 1:  # all K of all groups would be too many curves
             keys = keys[:1]
         if not keys:
@@ -401,13 +388,27 @@ def curve_figures(groups: dict[str, list[Run]], folder: Path) -> list[str]:
         for (group, key), colour in zip(curves, distinct_colours(len(curves))):
             seeds = values[values["run"] == group].groupby("iter")[key]
             curve = seeds.agg(["mean", "sem"]).dropna(subset="mean").fillna(0)
-            look = {"label": group if len(groups) > 1 else key, "color": colour}
-            if group in levels and len(curve):
-                ax.axhline(curve["mean"].iloc[-1], linestyle="--", **look)
-            elif len(curve):
-                ax.errorbar(curve.index, *curve.to_numpy().T, marker=".", **look)
+            if methods[group] == "sft" and set(methods.values()) != {"sft"}:
+                # its iterations are epochs: beside other methods it is a level line at its end
+                curve = curve.tail(1).reindex(values["iter"].unique(), method="nearest")
+            label = group if len(groups) > 1 else key
+            if len(curve):
+                ax.errorbar(curve.index, *curve.to_numpy().T, label=label, color=colour, marker=".")
         figures.append(figure(ax, keys[0] if len(keys) == 1 else name, see, folder))
     return figures
+
+
+def columns_of(name: str, numbers: pd.DataFrame) -> list[str]:
+    """The metrics that a name of PLOTS stands for, the largest K first, if they show anything."""
+    pattern = name.replace("@K", r"@(?!1$)\d+").replace("-S", r"-\d+")
+    keys = []
+    for key, column in numbers.filter(regex=f"^{pattern}$").items():
+        if key.startswith("reward@") and column.equals(numbers.get(key.replace("reward", "pass"))):
+            continue  # by the answer alone the best-rewarded are the right ones: Pass@K-S again
+        if key == "distinct" and not column.any():
+            continue  # no solution has an equation
+        keys.append(key)
+    return sorted(keys, key=lambda key: (len(key), key), reverse=True)
 
 
 def distinct_colours(n: int) -> Sequence:
@@ -415,13 +416,6 @@ def distinct_colours(n: int) -> Sequence:
     from matplotlib import colormaps
 
     return colormaps["tab10"].colors if n <= 10 else colormaps["turbo"](np.linspace(0, 1, n))
-
-
-def tells(key: str, numbers: pd.DataFrame) -> bool:
-    """Whether a metric is not another one again, and has something to measure."""
-    if key.startswith("reward@"):  # by the answer alone the best-rewarded are the right ones
-        return not numbers[key].equals(numbers.get(key.replace("reward", "pass")))
-    return key != "distinct" or numbers[key].any()  # where no solution has an equation it is 0
 
 
 def run_figures(run: Run, folder: Path) -> list[str]:
@@ -615,16 +609,6 @@ def section(title: str, figures: Iterable[str]) -> str:
 # -- the command line ------------------------------------------------------------------------------
 
 
-# settings of a replay, instead of the run's own
-SETTINGS = {
-    "temperatures": functools.partial(grid, "temperatures"),
-    "taus": functools.partial(grid, "taus"),
-    "n_star": int,
-    "queries": int,
-    "samples": int,
-}
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """python report.py RUN [RUN ...] [--against RUN] | --replay RUN"""
     p = Parser(prog="report.py", description=__doc__)
@@ -632,17 +616,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     p.add_argument("--out", type=Path, help="where the page goes (default: the folder of the runs)")
     p.add_argument("--against", type=Path, metavar="RUN", help="differences to its group, by seed")
     p.add_argument("--replay", action="store_true", help="take a run's decisions again")
-    for name, kind in SETTINGS.items():
-        flag = "--" + name.replace("_", "-")
-        p.add_argument(flag, type=kind, help="with --replay, instead of the run's")
+    other = p.add_argument_group("with --replay, instead of the run's own")
+    for name in ("temperatures", "taus"):
+        other.add_argument(f"--{name}", type=functools.partial(grid, name), help="FROM:TO:STEP")
+    for name in ("n-star", "queries", "samples"):
+        other.add_argument(f"--{name}", type=int)
     args = p.parse_intermixed_args(argv)
-    settings = {name: getattr(args, name) for name in SETTINGS}
-    settings = {name: value for name, value in settings.items() if value is not None}
     runs = [read_run(path) for path in dict.fromkeys(args.runs)]
+    settings = {name: value for name, value in vars(args).items() if value is not None}
+    for name in ("runs", "out", "against", "replay"):
+        settings.pop(name, None)
     if args.replay:
         if args.against or len(runs) > 1:
             raise UserError("--replay: expected one run, and no --against")
-        print_replay(runs[0], settings)
+        again = replay(runs[0], **settings)
+        same = sum(map(dict.__eq__, again, runs[0].ledger))
+        print(markdown(decisions_table(again)))
+        print(f"\n{same} of {len(again)} decisions equal the ledger's in every field")
         return
     if settings:
         given = ", --".join(settings).replace("_", "-")
@@ -658,14 +648,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(report(runs, out, args.against))
     except OSError as error:
         raise UserError(f"--out {out}: {error.strerror}") from None
-
-
-def print_replay(run: Run, settings: dict) -> None:
-    """Prints the decisions taken again, and how many are the ledger's own."""
-    again = replay(run, **settings)
-    same = sum(map(dict.__eq__, again, run.ledger))
-    print(markdown(decisions_table(again)))
-    print(f"\n{same} of {len(again)} decisions equal the ledger's in every field")
 
 
 if __name__ == "__main__":

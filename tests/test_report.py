@@ -374,7 +374,7 @@ def test_sft_beside_other_methods_is_a_level_line(tmp_path, monkeypatch):
     runs = list(map(report.read_run, paths))
     report.curve_figures(report.by_seed(runs), tmp_path)
     level, _ = drawn["pass@1"].get_legend_handles_labels()[0]
-    assert list(level.get_ydata()) == [33.0, 33.0]
+    assert list(level[0].get_ydata()) == [33.0, 33.0, 33.0]
     report.curve_figures(report.by_seed(runs[:1]), tmp_path)  # alone, its epochs are a curve
     [curve] = drawn["pass@K"].get_legend_handles_labels()[0][:1]
     assert len(curve[0].get_ydata()) == 2
