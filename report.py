@@ -527,7 +527,8 @@ def report(runs: Sequence[Run], out: Path, against: Path | None = None) -> Path:
         curves.append(time_figure(timed, "run", figures))
     parts.append(section("Over the iterations", curves))
     for run in runs:
-        parts.append(section(run.name, run_figures(run, figures / run.name) + response_cards(run)))
+        folder = figures / re.sub(r"[^\w.+-]+", "_", run.name)  # the name may be a whole path
+        parts.append(section(run.name, run_figures(run, folder) + response_cards(run)))
         if run.ledger:
             parts.append(html(decisions_table(run.ledger)))
         numbers = pd.DataFrame(run.rows).set_index("iter").select_dtypes("number")

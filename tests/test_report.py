@@ -329,6 +329,13 @@ def test_the_page_needs_nothing_else_and_suits_phones_and_dark_mode(page):
     assert len(set(re.findall('base64,([^"]+)', text))) == text.count("<img")  # none comes twice
 
 
+def test_runs_of_one_name_keep_their_figures_apart_and_in_the_page_s_folder(tmp_path):
+    runs = [make_run(tmp_path / name / "run") for name in "ab"]
+    report.main([*map(str, runs), "--out", str(tmp_path / "page")])
+    assert not [run for run in runs if (run / "Seconds_of_each_iteration.png").exists()]
+    assert len(list((tmp_path / "page").glob("figures/*/Seconds_of_each_iteration.png"))) == 2
+
+
 def test_the_page_shows_settings_decisions_and_every_number(page):
     text, paths = page
     tables = tables_of(text)
