@@ -441,10 +441,8 @@ def time_figure(runs: Sequence[Run], by: str, folder: Path) -> str:
     """Seconds of each phase, a bar an iteration or a run."""
     import pandas as pd
 
-    lines = []
-    for run in runs:
-        lines += [{"run": run.name, "iteration": x["iter"], **x} for x in run.times]
-    times = pd.DataFrame(lines)
+    times = pd.concat({run.name: pd.DataFrame(run.times) for run in runs}, names=["run"])
+    times = times.rename(columns={"iter": "iteration"})
     table = times.pivot_table("seconds", by, "phase", aggfunc="sum", sort=False)
     ax = axes()
     table[::-1].plot.barh(stacked=True, ax=ax)

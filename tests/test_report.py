@@ -271,12 +271,17 @@ def test_lost_lines_are_counted_in_one_line(tmp_path, name, change, lost):
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[1]", "{}", '{"task": "stories", "seed": 1}'])
-def test_a_foreign_folder_is_one_line_and_exit_code_2(tmp_path, content):
+def test_a_foreign_folder_is_one_line(tmp_path, content):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match="^[^\n]*expected a run's folder$"):
+        report.read_run(tmp_path)
+
+
+def test_a_user_s_error_is_exit_code_2(tmp_path):
     command = [sys.executable, ROOT / "report.py", tmp_path]
     p = subprocess.run(command, capture_output=True, text=True)
-    assert p.returncode == 2 and p.stderr.count("\n") == 1 and "expected a run's folder" in p.stderr
+    assert p.returncode == 2 and p.stderr.count("\n") == 1
 
 
 def test_report_stays_light():
@@ -295,6 +300,21 @@ def tables_of(page):
         rows = [re.findall(r"<t[hd]>(.*?)</t[hd]>", row) for row in table.split("</tr>")]
         tables.append([[html.unescape(cell) for cell in row] for row in rows if row])
     return tables
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """title -> the axes of a figure; legend and caption with them."""
+    axes = {}
+
+    def keep(ax, title, see, folder):
+        ax.curves, ax.names = ax.get_legend_handles_labels()
+        ax.see = see
+        axes[title] = ax
+        return ""
+
+    monkeypatch.setattr(report, "figure", keep)
+    return axes
 
 
 @pytest.fixture(scope="module")
@@ -356,60 +376,45 @@ def test_the_page_shows_settings_decisions_and_every_number(page):
 
 
 @pytest.mark.parametrize("prm", [False, True])
-def test_curves_are_means_over_seeds(tmp_path, monkeypatch, prm):
-    drawn = {}
-    monkeypatch.setattr(report, "figure", lambda ax, title, *_: drawn.setdefault(title, ax) and "")
+def test_curves_are_means_over_seeds(tmp_path, drawn, prm):
     paths = [make_run(tmp_path / f"{s}", s, passes=(10.0 * s, 30.0), prm=prm) for s in (1, 3)]
     report.report(list(map(report.read_run, paths)), tmp_path)
     names = ["pass@1", "distinct", "pass@K", "pass@K-S", "reward@K-S", "temperature", "tau", "qe"]
     assert set(names) < set(drawn) and ("prm/auc" in drawn) == ("prm@8-2" in drawn) == prm
     assert ("Calibration of the PRM" in drawn) == prm
-    assert drawn["pass@K-S"].get_legend_handles_labels()[1] == ["pass@8-2", "pass@4-2"]
-    [curve] = drawn["pass@1"].get_legend_handles_labels()[0]
+    assert drawn["pass@K-S"].names == ["pass@8-2", "pass@4-2"]
+    [curve] = drawn["pass@1"].curves
     assert list(curve[0].get_ydata()) == [20.0, 30.0]
     [bars] = curve[2]
     assert [segment[:, 1].tolist() for segment in bars.get_segments()][0] == [10.0, 30.0]
 
 
-def test_sft_beside_other_methods_is_a_level_line(tmp_path, monkeypatch):
-    drawn = {}
-    monkeypatch.setattr(report, "figure", lambda ax, title, *_: drawn.setdefault(title, ax))
-    paths = [
-        make_run(tmp_path / "sft", method="sft", passes=[10.0, 33.0]),
-        make_run(tmp_path / "b"),
-    ]
-    runs = list(map(report.read_run, paths))
-    report.curve_figures(report.by_seed(runs), tmp_path)
-    level, _ = drawn["pass@1"].get_legend_handles_labels()[0]
-    assert list(level[0].get_ydata()) == [33.0, 33.0, 33.0]
-    report.curve_figures(report.by_seed(runs[:1]), tmp_path)  # alone, its epochs are a curve
-    [curve] = drawn["pass@K"].get_legend_handles_labels()[0][:1]
-    assert len(curve[0].get_ydata()) == 2
+def test_sft_beside_other_methods_is_a_level_line(tmp_path, drawn):
+    sft = make_run(tmp_path / "sft", method="sft", passes=[10.0, 33.0])
+    runs = list(map(report.read_run, [sft, make_run(tmp_path / "bstar")]))
+    for shown, level in ((runs, [33.0, 33.0, 33.0]), (runs[:1], [10.0, 33.0])):
+        report.curve_figures(report.by_seed(shown), tmp_path)
+        assert list(drawn["pass@1"].curves[0][0].get_ydata()) == level
 
 
-def test_every_curve_has_its_own_colour(tmp_path, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(report, "figure", lambda ax, *_: drawn.append(ax))
+def test_every_curve_has_its_own_colour(tmp_path, drawn):
     runs = [report.read_run(make_run(tmp_path / f"{K}", method="sft", K=K)) for K in range(12)]
     report.curve_figures(report.by_seed(runs), tmp_path)
-    for ax in drawn:
-        curves = ax.get_legend_handles_labels()[0]
-        assert len({tuple(curve[0].get_color()) for curve in curves}) == len(curves) == 12
+    colours = [tuple(curve[0].get_color()) for curve in drawn["pass@1"].curves]
+    assert len(set(colours)) == len(colours) == 12
 
 
-def test_no_figure_comes_twice(tmp_path):
-    path = make_run(tmp_path / "run")
-    rows = map(json.loads, (path / "metrics.jsonl").read_text().splitlines())
+def test_no_figure_comes_twice(tmp_path, drawn):
+    path = make_run(tmp_path / "run") / "metrics.jsonl"
+    rows = map(json.loads, path.read_text().splitlines())
     equal = [json.dumps({**row, "reward@8-2": row["pass@8-2"]}) for row in rows]  # as without a PRM
-    (path / "metrics.jsonl").write_text("\n".join(equal))
-    report.main([str(path)])
-    page = (path / "report.html").read_text()
-    assert "<h3>pass@K-S</h3>" in page and "<h3>reward@4-2</h3>" in page
+    path.write_text("\n".join(equal))
+    report.main([str(path.parent)])
+    assert "pass@K-S" in drawn and "reward@4-2" in drawn and "reward@K-S" not in drawn
 
 
 @pytest.mark.parametrize("by, bars", [("iteration", ["1", "0"]), ("run", ["b", "a"])])
-def test_the_time_counts_base_sft_and_prm(tmp_path, monkeypatch, by, bars):
-    monkeypatch.setattr(report, "figure", lambda ax, title, see, folder: (ax, see))
+def test_the_time_counts_base_sft_and_prm(tmp_path, drawn, by, bars):
     runs = []
     for name in "ab":
         path = make_run(tmp_path / name, method="sft")
@@ -417,9 +422,10 @@ def test_the_time_counts_base_sft_and_prm(tmp_path, monkeypatch, by, bars):
         times += [{"iter": 1, "phase": "gen", "seconds": 3.0}, {"iter": 1}]
         (path / "times.jsonl").write_text("\n".join(map(json.dumps, times)))
         runs.append(report.read_run(path))
-    ax, see = report.time_figure(runs, by, tmp_path)
-    assert ax.get_legend_handles_labels()[1] == ["base", "sft", "prm", "gen"]
-    assert [label.get_text() for label in ax.get_yticklabels()] == bars and "3,006 in all" in see
+    report.time_figure(runs, by, tmp_path)
+    [ax] = drawn.values()
+    assert ax.names == ["base", "sft", "prm", "gen"] and "3,006 in all" in ax.see
+    assert [label.get_text() for label in ax.get_yticklabels()] == bars
 
 
 def test_the_page_begins_with_a_verdict_in_words(tmp_path):
@@ -436,31 +442,45 @@ def test_the_page_begins_with_a_verdict_in_words(tmp_path):
     assert f"tau of the pools: {d['tau']:g}." in begin
 
 
-@pytest.mark.parametrize("content", [None, b"", b"PK", "{}", '{"query": 3}', "torn"])
-def test_three_responses_before_and_after(tmp_path, content):
-    path = make_run(tmp_path / "run")
-    texts = {}
-    for t, order in ((1, "abcde"), (2, "edcba")):
-        samples = []
-        for query in order:
-            sample = {"query": query, "response": f"<{query}{t}>", "correct": True, "reward": 1.0}
-            samples.append({**sample, "selected": query == "a", "question": "2+2?", "gold": "4"})
-            samples.append({**sample, "response": "a second one"})
-        texts[t] = gzip.compress("\n".join(map(json.dumps, samples)).encode())
-        (path / "samples" / f"iter_{t}.jsonl.gz").write_bytes(texts[t])
-    run = report.read_run(path)
+def save_pool(run, t, queries):
+    """Two responses to each query, as samples/iter_t.jsonl.gz."""
+    lines = []
+    for query in queries:
+        sample = {"query": query, "response": f"<{query}{t}>", "correct": True, "reward": 1.0}
+        sample |= {"selected": query == "a", "question": "2+2?", "gold": "4"}
+        lines += [json.dumps(sample), json.dumps({**sample, "response": "a second one"})]
+    path = run.path / "samples" / f"iter_{t}.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(lines).encode()))
+    return path
+
+
+@pytest.mark.parametrize(
+    "last, before, after",
+    [
+        ("edcba", "abc", "abc"),
+        ("xeydc", "cde", "cde"),
+        ("xyzd", "dab", "dxy"),  # the questions that both asked come first, and once
+    ],
+)
+def test_three_responses_before_and_after(tmp_path, last, before, after):
+    run = report.read_run(make_run(tmp_path / "run"))
+    save_pool(run, 1, "abcde")
+    save_pool(run, 2, last)
     page = "".join(report.response_cards(run))
-    for t in (1, 2):
-        assert re.findall(rf"response: &lt;(.){t}&gt;", page) == list("abc")
+    for t, queries in ((1, before), (2, after)):
+        assert re.findall(rf"response: &lt;(.){t}&gt;", page) == list(queries)
     assert page.count("question: 2+2?") == 6 and "a second one" not in page
-    assert "gold: 4\n\ncorrect: True\n\nreward: 1.0\n\nselected: True" in page
-    broken = path / "samples" / "iter_2.jsonl.gz"
-    broken.unlink()
-    if content == "torn":
-        content = texts[2][:60]
-    elif isinstance(content, str):
-        content = gzip.compress(content.encode())
+    assert "gold: 4\n\ncorrect: True\n\nreward: 1.0\n\nselected: " in page
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK", b"{}", b'{"query": 3}', "torn"])
+def test_a_pool_that_can_t_be_read_has_no_responses(tmp_path, content):
+    run = report.read_run(make_run(tmp_path / "run"))
+    save_pool(run, 1, "abcde")
+    path = save_pool(run, 2, "abcde")
+    whole = path.read_bytes()
+    path.unlink()
     if content is not None:
-        broken.write_bytes(content)
+        path.write_bytes(whole[:60] if content == "torn" else gzip.compress(content))
     page = "".join(report.response_cards(run))
     assert page.count("question: 2+2?") == 3 and "&lt;a1&gt;" in page
