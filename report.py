@@ -220,20 +220,16 @@ def reversal(rows: Sequence[dict]) -> Iterator[str]:
             fell.append(f"{key} fell {before:.3g} -> {after:.3g}")
     if fell and changed["pass@1"][2] > 0:
         before, after, _ = changed["pass@1"]
-        yield (
-            f"reversal: from iteration {rows[0]['iter']} to {rows[-1]['iter']} pass@1 rose "
-            f"{before:.1f} -> {after:.1f} while {' and '.join(fell)}, each beyond noise"
-        )
+        rose = f"pass@1 rose {before:.1f} -> {after:.1f}"
+        yield f"reversal: {rose} while {' and '.join(fell)}, each beyond noise"
 
 
 def drift(rows: Sequence[dict]) -> Iterator[str]:
     """prm/auc is more than 0.05 below the first: the policy left the PRM   [Observation 3]"""
     aucs = [row["prm/auc"] for row in with_numbers(rows, ["prm/auc"])]
     if aucs and min(aucs) < aucs[0] - 0.05:
-        yield (
-            f"drift: the PRM's AUC fell {aucs[0]:.3f} -> {min(aucs):.3f}; train it again, on "
-            "solutions of the policy as it is now"
-        )
+        fell = f"the PRM's AUC fell {aucs[0]:.3f} -> {min(aucs):.3f}"
+        yield f"drift: {fell}; train it again, on solutions of the policy as it is now"
 
 
 def edges(ledger: Sequence[dict]) -> Iterator[str]:
@@ -241,11 +237,10 @@ def edges(ledger: Sequence[dict]) -> Iterator[str]:
     for name in ("temperature", "tau"):
         better = [d for d in ledger if name in d["edge"] and beats_inside(d, name)]
         if better:
-            last = better[-1]
+            last, n = better[-1], f"{len(better)} of {len(ledger)} decisions"
             yield (
-                f"edge: the best {name} was an end of its grid in {len(better)} of {len(ledger)} "
-                f"decisions, last {last[name]:g} in iteration {last['iter']}; a wider --{name}s "
-                "may hold a better one"
+                f"edge: the best {name} was an end of its grid in {n}, last {last[name]:g} in "
+                f"iteration {last['iter']}; a wider --{name}s may hold a better one"
             )
 
 
@@ -320,12 +315,11 @@ def replay(run: Run, **settings) -> list[dict]:
         own = {key: d[key] for key in ("temperatures", "taus", "n_star")}
         asked = {**own, "queries": Q, "samples": K, **settings}
         Ts, taus, n_star, queries, samples = asked.values()
-        if not set(Ts) <= set(d["temperatures"]):
-            raise UserError(f"--temperatures: expected some of the run's, {d['temperatures']}")
-        if min(n_star, queries, samples) < 1 or queries > Q or samples > K:
+        was_drawn = set(Ts) <= set(d["temperatures"]) and queries <= Q and samples <= K
+        if not was_drawn or min(n_star, queries, samples) < 1:
             raise UserError(
-                "--n-star, --queries, --samples: expected at least 1, "
-                f"and the run has {Q} questions, {K} samples each"
+                f"--replay: expected temperatures among {d['temperatures']}, 1 to {Q} queries, "
+                f"1 to {K} samples, and an n-star from 1"
             )
         places = [d["temperatures"].index(T) for T in Ts]
         pool = [array[places, :queries, :samples] for array in pool]
@@ -520,9 +514,8 @@ def report(runs: Sequence[Run], out: Path, against: Path | None = None) -> Path:
     settings = pd.DataFrame({name: group[0].config for name, group in groups.items()})
     parts.append(details("Settings", settings.astype(str)))
     curves = curve_figures(groups, figures)
-    timed = [run for run in runs if run.times]
-    if len(timed) > 1:
-        curves.append(time_figure(timed, "run", figures))
+    if len(runs) > 1 and any(run.times for run in runs):
+        curves.append(time_figure(runs, "run", figures))
     parts.append(section("Over the iterations", curves))
     for run in runs:
         folder = figures / re.sub(r"[^\w.+-]+", "_", run.name)  # the name may be a whole path
