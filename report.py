@@ -45,6 +45,8 @@ class Run(NamedTuple):
     times: list[dict]  # times.jsonl
 
 
+Groups = dict[str, list[Run]]  # name -> runs that differ in the seed alone
+
 # what a line must say in numbers
 ROW = "iter eval_samples S pass@1 val/pass@1".split()
 DECISION = "iter temperature tau qe ties n_star seed empty".split()
@@ -89,13 +91,14 @@ def spelled(key: str, row: dict) -> str:
     return key.replace("@K", f"@{row['eval_samples']}").replace("-S", f"-{row['S']}")
 
 
-def by_seed(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def by_seed(runs: Sequence[Run]) -> Groups:
     """Runs that differ in the seed alone, under a common name; a seed twice makes two groups."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         if not run.rows:
             raise UserError(f"{run.path}: no metrics yet; leave it out")
         key = json.dumps(run.config, sort_keys=True)
+        # otherwise differences, which are paired by seed, would have two values of one
         while run.seed in [other.seed for other in groups.get(key, [])]:
             key += " again"
         groups.setdefault(key, []).append(run)
@@ -106,7 +109,7 @@ def by_seed(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return named
 
 
-def frame(groups: dict[str, list[Run]]) -> pd.DataFrame:
+def frame(groups: Groups) -> pd.DataFrame:
     """metrics.jsonl of all runs, a line an iteration; "run" names the group."""
     import pandas as pd
 
@@ -129,6 +132,7 @@ def summary(runs: Sequence[Run], against: Path | None = None) -> pd.DataFrame:
     groups = by_seed(runs)
     run = ["run", "seed"]
     values = frame(groups).set_index(run).select_dtypes("number")
+    # stable: of equals the earliest is the best, as in the run's own choice
     best_first = values.sort_values("val/pass@1", ascending=False, kind="stable")
     picked = {
         "first": values.groupby(run).nth(0),
@@ -142,9 +146,11 @@ def summary(runs: Sequence[Run], against: Path | None = None) -> pd.DataFrame:
         difference = picked["last"].drop(home, level="run").sub(base, level="seed")
         picked["difference"] = difference.dropna(how="all")
     lines = pd.concat(picked, names=["iteration"]).groupby(["run", "iteration"], sort=False)
-    mean, error = lines.mean(), lines.sem()
-    text = mean.map("{:.4g}".format) + error.map(" ± {:.2g}".format).where(error.notna(), "")
-    text = text.where(lines.count().eq(lines.size(), axis=0), "")
+    error = lines.sem()
+    error = error.map(" ± {:.2g}".format).where(error.notna(), "")  # of one seed there is none
+    text = lines.mean().map("{:.4g}".format) + error
+    is_whole = lines.count().eq(lines.size(), axis=0)
+    text = text.where(is_whole, "")
     text["seeds"] = lines.size()
     columns = []
     for group in groups.values():  # each with its own K and S in the names
@@ -153,7 +159,7 @@ def summary(runs: Sequence[Run], against: Path | None = None) -> pd.DataFrame:
     return text.loc[list(groups), columns].reset_index()
 
 
-def home_of(groups: dict[str, list[Run]], against: Path) -> str:
+def home_of(groups: Groups, against: Path) -> str:
     """The name of a run's group."""
     for name, group in groups.items():
         if against.resolve() in [run.path.resolve() for run in group]:
@@ -188,8 +194,10 @@ def shift(before: float, n_before: float, after: float, n_after: float) -> int:
     # one more success and failure on each side (Agresti & Caffo 2000): shares of 0 and 1 err, too
     p = (before * n_before + 1) / (n_before + 2)
     q = (after * n_after + 1) / (n_after + 2)
-    error = (p * (1 - p) / (n_before + 2) + q * (1 - q) / (n_after + 2)) ** 0.5
-    return int(np.sign(q - p)) if abs(q - p) > 2 * error else 0
+    variance = p * (1 - p) / (n_before + 2) + q * (1 - q) / (n_after + 2)
+    if abs(q - p) <= 2 * variance**0.5:
+        return 0
+    return 1 if q > p else -1
 
 
 def changes(rows: Sequence[dict]) -> dict[str, tuple[float, float, int]]:
@@ -246,11 +254,13 @@ def edges(ledger: Sequence[dict]) -> Iterator[str]:
 
 def beats_inside(d: dict, name: str) -> bool:
     """Whether a choice at an end of a grid is better than its neighbour, and no tie of the two."""
-    i, j = d["temperatures"].index(d["temperature"]), d["taus"].index(d["tau"])
+    at = d["temperatures"].index(d["temperature"])
+    other = d["taus"].index(d["tau"])
     surface = np.array(d["surface"])  # (G_T, G_tau)
-    along, at = (surface[:, j], i) if name == "temperature" else (surface[i], j)
+    if name == "tau":
+        at, other, surface = other, at, surface.T
     inside = 1 if at == 0 else at - 1
-    return along[at] > along[inside]
+    return surface[at, other] > surface[inside, other]
 
 
 def ties(ledger: Sequence[dict]) -> Iterator[str]:
@@ -289,6 +299,7 @@ def load_pool(run: Run, d: dict) -> list[np.ndarray]:
     try:
         with np.load(path) as saved:
             pool = [saved[name].astype(kind) for name, kind in kinds.items()]
+        # raises unless the three have one shape, or where they are no (G_T, Q, K)
         G, Q, K = np.broadcast_shapes(*(array.shape for array in pool))
         if G != len(d["temperatures"]) or 0 in (Q, K):
             raise ValueError
@@ -365,7 +376,7 @@ PLOTS = {
 }
 
 
-def curve_figures(groups: dict[str, list[Run]], folder: Path) -> list[str]:
+def curve_figures(groups: Groups, folder: Path) -> list[str]:
     """PLOTS: means over seeds with their standard errors; a curve a group, or of one group a K."""
     values = frame(groups)
     methods = {name: group[0].config["method"] for name, group in groups.items()}
@@ -385,10 +396,11 @@ def curve_figures(groups: dict[str, list[Run]], folder: Path) -> list[str]:
             if methods[group] == "sft" and set(methods.values()) != {"sft"}:
                 # its iterations are epochs: beside other methods it is a level line at its end
                 curve = curve.tail(1).reindex(values["iter"].unique(), method="nearest")
-            label = group if len(groups) > 1 else key
-            if len(curve):
-                ax.errorbar(curve.index, *curve.to_numpy().T, label=label, color=colour, marker=".")
-        figures.append(figure(ax, keys[0] if len(keys) == 1 else name, see, folder))
+            if len(curve):  # a run without a PRM has none of its metrics
+                look = {"label": group if len(groups) > 1 else key, "color": colour, "marker": "."}
+                ax.errorbar(curve.index, curve["mean"], curve["sem"], **look)
+        title = keys[0] if len(keys) == 1 else name
+        figures.append(figure(ax, title, see, folder))
     return figures
 
 
@@ -409,7 +421,9 @@ def distinct_colours(n: int) -> Sequence:
     """n colours; the ten that are easiest to tell apart, where they suffice."""
     from matplotlib import colormaps
 
-    return colormaps["tab10"].colors if n <= 10 else colormaps["turbo"](np.linspace(0, 1, n))
+    if n <= 10:
+        return colormaps["tab10"].colors
+    return colormaps["turbo"](np.linspace(0, 1, n))
 
 
 def run_figures(run: Run, folder: Path) -> list[str]:
@@ -435,10 +449,11 @@ def time_figure(runs: Sequence[Run], by: str, folder: Path) -> str:
     """Seconds of each phase, a bar an iteration or a run."""
     import pandas as pd
 
-    times = pd.concat({run.name: pd.DataFrame(run.times) for run in runs}, names=["run"])
-    times = times.rename(columns={"iter": "iteration"})
+    lines = {run.name: pd.DataFrame(run.times) for run in runs}
+    times = pd.concat(lines, names=["run"]).rename(columns={"iter": "iteration"})
     table = times.pivot_table("seconds", by, "phase", aggfunc="sum", sort=False)
     ax = axes()
+    # bars are drawn from below, and phases in the order in which they began
     table[::-1].plot.barh(stacked=True, ax=ax)
     ax.figure.set_figheight(max(3.1, 0.22 * len(table)))
     see = f"{times['seconds'].sum():,.0f} in all, base model, SFT and PRM included. Sec. 3.3."
@@ -448,6 +463,7 @@ def time_figure(runs: Sequence[Run], by: str, folder: Path) -> str:
 def surface_figure(d: dict, folder: Path) -> str:
     """The query effect at every (T, tau) of a decision."""
     ax = axes(xlabel="temperature T", ylabel="threshold tau")
+    # squares, not an image: steps may be uneven, and a grid may have one point
     T, tau = np.meshgrid(d["temperatures"], d["taus"], indexing="ij")
     points = ax.scatter(T, tau, c=d["surface"], cmap="Blues", marker="s", s=60)
     ax.figure.colorbar(points, label="mean query effect")
@@ -464,11 +480,13 @@ def axes(**labels: str):
     """Empty axes of a figure."""
     from matplotlib.figure import Figure
 
+    # not by pyplot, which keeps figures alive and asks for a screen
     return Figure(figsize=(4.6, 3.1)).subplots(subplot_kw=labels)
 
 
 def figure(ax, title: str, see: str, folder: Path) -> str:
     """What is drawn on axes, as HTML; also a PNG file in the folder."""
+    # below the axes, where it hides no curve
     if len(ax.get_legend_handles_labels()[1]) > 1:
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), fontsize=8)
     folder.mkdir(parents=True, exist_ok=True)
@@ -484,6 +502,7 @@ def figure(ax, title: str, see: str, folder: Path) -> str:
 
 # -- the page --------------------------------------------------------------------------------------
 
+# figures are dark on white: in dark mode they are inverted, and their hues turned back
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width,initial-scale=1"><link rel="icon" href="data:,">
 <style>:root{{color-scheme:light dark}}
@@ -582,6 +601,7 @@ def html(table: pd.DataFrame) -> str:
     """A table as HTML that scrolls by itself where it is too wide."""
     import pandas as pd
 
+    # pandas would cut long cells, such as the paths of settings
     with pd.option_context("display.max_colwidth", None):
         text = table.to_html(index=False, border=0, na_rep="", float_format="{:.6g}".format)
     return f'<div class="wide" tabindex="0">{text}</div>'
@@ -629,6 +649,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if settings:
         given = ", --".join(settings).replace("_", "-")
         raise UserError(f"--{given}: only with --replay")
+    # a name stands for a run in figures and headings
     if len({run.name for run in runs}) < len(runs):
         runs = [run._replace(name=str(run.path)) for run in runs]
     out = args.out or runs[0].path
