@@ -393,12 +393,13 @@ def curve_figures(groups: Groups, folder: Path) -> list[str]:
         for (group, key), colour in zip(curves, distinct_colours(len(curves))):
             seeds = values[values["run"] == group].groupby("iter")[key]
             curve = seeds.agg(["mean", "sem"]).dropna(subset="mean").fillna(0)
+            if curve.empty:  # without a PRM there are none of its metrics
+                continue
             if methods[group] == "sft" and set(methods.values()) != {"sft"}:
                 # its iterations are epochs: beside other methods it is a level line at its end
                 curve = curve.tail(1).reindex(values["iter"].unique(), method="nearest")
-            if len(curve):  # a run without a PRM has none of its metrics
-                look = {"label": group if len(groups) > 1 else key, "color": colour, "marker": "."}
-                ax.errorbar(curve.index, curve["mean"], curve["sem"], **look)
+            look = {"label": group if len(groups) > 1 else key, "color": colour, "marker": "."}
+            ax.errorbar(curve.index, curve["mean"], curve["sem"], **look)
         title = keys[0] if len(keys) == 1 else name
         figures.append(figure(ax, title, see, folder))
     return figures

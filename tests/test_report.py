@@ -398,6 +398,7 @@ def test_sft_beside_other_methods_is_a_level_line(tmp_path, drawn):
     for shown, level in ((runs, [33.0, 33.0, 33.0]), (runs[:1], [10.0, 33.0])):
         report.curve_figures(report.by_seed(shown), tmp_path)
         assert list(drawn["pass@1"].curves[0][0].get_ydata()) == level
+    assert drawn["qe"].names == ["bstar, seed 0"]
 
 
 def test_every_curve_has_its_own_colour(tmp_path, drawn):
