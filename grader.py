@@ -101,11 +101,17 @@ def _story_answer(text: str) -> str | None:
 
 # -- normalise: one spelling for what LaTeX and prose spell in many ways ------------------------
 
-_UNICODE = {
-    **{"−": "-", "–": "-", "×": r"\times ", "÷": "/", "·": r"\cdot ", "π": r"\pi "},
-    **{"∞": r"\infty ", "√": r"\sqrt ", "²": "^2", "³": "^3", "≤": r"\le ", "≥": r"\ge "},
-    **{"≠": r"\ne ", "∪": r"\cup ", "½": r"\frac12 ", "€": "", "£": "", "\0": "", "\1": ""},
-}
+_UNICODE = str.maketrans("−–÷", "--/", "€£\0\1") | str.maketrans(
+    {
+        "×": r"\times ",
+        "·": r"\cdot ",
+        "π": r"\pi ",
+        "∞": r"\infty ",
+        "√": r"\sqrt ",
+        "½": r"\frac12 ",
+    }
+    | {"²": "^2", "³": "^3", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup "}
+)
 _NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 # In \text a single letter is a unit, elsewhere it is a variable.
 _UNIT_LETTERS = {"m": "meter", "g": "gram", "s": "second", "h": "hour", "L": "liter"}
@@ -130,6 +136,8 @@ def _repeating(m: re.Match) -> str:
     return f"({whole}{digits}0+{period}/{'9' * len(period)}{'0' * len(digits)})"
 
 
+_COMMANDS = {"lt": "<", "gt": ">", "div": "/", "varnothing": r"\emptyset"}
+_COMMANDS |= {"lbrace": r"\{", "lBrace": r"\{", "rbrace": r"\}", "rBrace": r"\}"}
 _TRIG = "sin|cos|tan|cot|sec|csc"
 _FONTS = "mbox|text(?:bf|it|rm|normal)?|math(?:rm|bf|it|sf)|operatorname|boxed|fbox"
 _SPELLINGS: list[tuple[str, str | Callable]] = [
@@ -147,13 +155,10 @@ _SPELLINGS: list[tuple[str, str | Callable]] = [
     (r"\\[dtc]?(frac|binom)", r"\\\1"),
     (r"\{\s*(\w+)\s*\\choose\s*(\w+)\s*\}", r"\\binom{\1}{\2}"),
     (r"\\(?:[lr]?vert|mid)(?![a-z])", "|"),
-    (r"\\div(?![a-z])", "/"),
     (r"\\(?:leq|leqslant|geq|geqslant|neq)(?![a-z])", lambda m: m[0][:3]),
-    (r"\\[lg]t(?![a-z])", lambda m: {"l": "<", "g": ">"}[m[0][1]]),
+    (r"\\([a-zA-Z]+)", lambda m: _COMMANDS.get(m[1], m[0])),
     (r"([<>])=|(?<!\d)(!)=", lambda m: {"<": r"\le ", ">": r"\ge ", "!": r"\ne "}[m[0][0]]),
-    (r"\\varnothing|\\\{\s*\\\}", r"\\emptyset"),
-    (r"\\l[bB]race(?![a-z])", r"\\{"),
-    (r"\\r[bB]race(?![a-z])", r"\\}"),
+    (r"\\\{\s*\\\}", r"\\emptyset"),
     # text and fonts
     (rf"\\(?:{_FONTS})\s*\{{([^{{}}]*)\}}", _unit_text),
     (r"\\mathbb\s*\{?R\}?|^\s*all real(?: number)?s\s*$", r"(-\\infty,\\infty)"),
@@ -178,7 +183,6 @@ _SPELLINGS: list[tuple[str, str | Callable]] = [
     # functions without a backslash, arguments without braces
     (rf"(?<![a-zA-Z\\])({_TRIG}|sqrt|log|ln|pi)(?![a-zA-Z])", r"\\\1"),
     (r"(?<!\w)infinity", r"\\infty"),
-    (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
     (r"\\(frac|sqrt|binom)\s*([\da-z])", r"\\\1{\2}"),
     (r"(\\(?:frac|binom)\s*\{[^{}]*\})\s*([\da-z])", r"\1{\2}"),
     # lists in words
@@ -204,9 +208,8 @@ _RULES = [(re.compile(pattern), replacement) for pattern, replacement in _SPELLI
 @functools.lru_cache(100_000)
 def _normal(text: str) -> str:
     """LaTeX or plain text -> one canonical spelling, still a string."""
-    text = text.translate(str.maketrans(_UNICODE))
-    row_end = "\1" if r"\begin" in text else "\\"
-    text = text.replace(r"\\", row_end)
+    text = text.translate(_UNICODE)
+    text = text.replace(r"\\", "\1" if r"\begin" in text else "\\")  # the end of a row
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     text = text.strip(" \1").rstrip(" .,;:")
@@ -292,19 +295,18 @@ def _relation(text: str) -> tuple[list[str], list[str]]:
 
 def _interval(sides: list[str], signs: list[str]) -> tuple[str, str]:
     """The name and the interval of "x > 3", "1 < x < 2" or "|x| < 3"; empty texts of others."""
-    closed = [sign == r"\le" for sign in signs]
     if len(sides) == 2 and _is_number(sides[1]):
-        sides, closed = [r"-\infty", *sides], [False, *closed]
+        sides, signs = [r"-\infty", *sides], ["<", *signs]
     elif len(sides) == 2:
-        sides, closed = [*sides, r"\infty"], [*closed, False]
-    if not set(signs) <= {"<", r"\le"} or len(sides) != 3:
+        sides, signs = [*sides, r"\infty"], [*signs, "<"]
+    if len(sides) != 3 or not set(signs) <= {"<", r"\le"}:
         return "", ""
-    low, name, high = sides
+    (low, name, high), (left, right) = sides, signs
     if name[:1] == "|" and low == r"-\infty":
-        low, name, closed[0] = f"-({high})", name.strip("|"), closed[1]
+        low, name, left = f"-({high})", name.strip("|"), right
     if not _VARIABLE.fullmatch(name) or not _is_number(low) or not _is_number(high):
         return "", ""
-    return name, f"{'(['[closed[0]]}{low},{high}{')]'[closed[1]]}"
+    return name, f"{'(' if left == '<' else '['}{low},{high}{')' if right == '<' else ']'}"
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -333,34 +335,32 @@ def _matrix(cells: str) -> Node:
     """The rows of a matrix; a column is the same as a tuple."""
     rows = []
     for row in filter(str.strip, cells.split("\1")):
-        rows.append(Node("row", tuple(_tree(cell, False) for cell in _split(row, "&"))))
+        rows.append(Node("row", tuple(map(_tree, _split(row, "&")))))
     if all(len(row.parts) == 1 for row in rows):
         return Node("()", tuple(row.parts[0] for row in rows))
     return Node("rows", tuple(rows))
 
 
 @functools.lru_cache(100_000)
-def _tree(text: str, thousands: bool) -> Node:
-    """The tree of a normalised answer; `thousands`: 1,000 is one number and not two."""
-    if thousands:
-        text = _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
+def _tree(text: str) -> Node:
+    """The tree of a normalised answer."""
     items, union = _items(text), _split(text, r"\cup")
     if len(items) > 1:
         # "x < 1 or x > 2" is a union
         kind = "any|" if all(re.search(r"[<>]|\\[lg]e", item) for item in items) else "any,"
-        return Node(kind, tuple(_tree(item, thousands) for item in items))
+        return Node(kind, tuple(map(_tree, items)))
     if len(union) > 1:
-        return Node("any|", tuple(_tree(part, thousands) for part in union))
+        return Node("any|", tuple(map(_tree, union)))
     name, answer = _named(text)
     if answer != text:
-        return _tree(answer, thousands)._replace(name=name)
+        return _tree(answer)._replace(name=name)
     if m := _MATRIX.fullmatch(text):
         return _matrix(m[2])
     m = _BRACKETS.fullmatch(text)
     parts = _split(m[2], ",") if m else []
     if len(parts) > 1:
         kind = {r"\{": "any,", r"\langle": "()"}.get(m[1], m[1] + m[3])
-        return Node(kind, tuple(_tree(part, False) for part in parts))
+        return Node(kind, tuple(map(_tree, parts)))
     return Node("", text)
 
 
@@ -434,6 +434,7 @@ class _Parser:
     def __init__(self, text: str, point: int):
         self.tokens = _LEXER.findall(text)[::-1]  # the next token is the last
         self.point = point
+        self.has_letters = False
 
     def next_is(self, *tokens: str) -> bool:
         return bool(self.tokens) and self.tokens[-1] in tokens
@@ -482,6 +483,7 @@ class _Parser:
         if token in _CONSTANTS:
             return _CONSTANTS[token]
         if name[-1].isalpha():
+            self.has_letters = True
             return _letter(token, self.point)
         return Fraction(token)
 
@@ -516,20 +518,26 @@ class _Parser:
 
 
 @functools.lru_cache(100_000)
-def _value(text: str, point: int = 1) -> Number | None:
-    r"""The value of an expression at one of POINTS, None where the parser cannot read it.
+def _values(text: str) -> tuple[Number, ...]:
+    r"""The value of an expression at each of POINTS; empty where the parser cannot read it.
 
-    >>> _value("1+1/2 - 10^{-2}"), mpmath.nstr(_value(r"\sqrt[3]{8} + 2\pi"), 7), _value("1,2")
-    (Fraction(149, 100), '8.283185', None)
+    >>> _values("1+1/2 - 10^{-2}")[0], _values("1,2")
+    (Fraction(149, 100), ())
     """
     if re.search(r"\.\d{60}", text):  # no decimal is as long as a computed value
-        return None
-    parser = _Parser(text, point)
-    try:
-        value = parser.sum()
-    except Exception:  # whatever the text holds, "cannot be read" is the answer
-        return None
-    return None if parser.tokens else value
+        return ()
+    values = []
+    for point in POINTS:
+        parser = _Parser(text, point)
+        try:
+            values.append(parser.sum())
+        except Exception:  # whatever the text holds, "cannot be read" is the answer
+            return ()
+        if parser.tokens:
+            return ()
+        if not parser.has_letters:
+            return (values[0],) * len(POINTS)
+    return tuple(values)
 
 
 def _close(a: Number, b: Number) -> bool:
@@ -542,8 +550,8 @@ def _close(a: Number, b: Number) -> bool:
 
 def _is_number(text: str) -> bool:
     """The text has a value that does not depend on a letter."""
-    a, b = _value(text, 1), _value(text, 2)
-    return a is not None and b is not None and _close(a, b)
+    values = _values(text)
+    return bool(values) and all(_close(values[0], value) for value in values)
 
 
 # -- units: a unit may be missing, but two units must be the same -------------------------------
@@ -650,15 +658,12 @@ def _same_leaf(p: str, g: str) -> bool:
 
 def _same_value(p: str, g: str, scale: Fraction) -> bool:
     """scale * p = g, whatever their letters stand for."""
-    p, g = (re.sub(r"^(\d+):(\d+)$", r"\1/\2", x) for x in (p, g))
-    for point in POINTS:
-        a, b = _value(p, point), _value(g, point)
-        if a is None or b is None:
-            return False
+    p, g = (_values(re.sub(r"^(\d+):(\d+)$", r"\1/\2", x)) for x in (p, g))
+    for point, a, b in zip(POINTS, p, g):
         outside = point > 1 and (_mp.im(a) or _mp.im(b))  # a root or logarithm of a negative letter
         if not outside and not _close(scale * a, b):
             return False
-    return True
+    return bool(p and g)
 
 
 def _same_relation(p: str, g: str) -> bool:
@@ -668,15 +673,12 @@ def _same_relation(p: str, g: str) -> bool:
         return False
     if len(p_signs) > 1:
         return all(map(_same_leaf, p_sides, g_sides))
-    differences, ratios = [], []
-    for point in POINTS:
-        a = _value("({})-({})".format(*p_sides), point)
-        b = _value("({})-({})".format(*g_sides), point)
-        if not a or not b:
-            return False
-        differences.append(a)
-        ratios.append(a * _power(b, Fraction(-1)))
-    if _close(differences[0], differences[1]) or not all(_close(x, ratios[0]) for x in ratios):
+    p_differences, g_differences = (_values("({})-({})".format(*x)) for x in (p_sides, g_sides))
+    if not p_differences or not g_differences or 0 in p_differences + g_differences:
+        return False
+    ratios = [a * _power(b, Fraction(-1)) for a, b in zip(p_differences, g_differences)]
+    constant = _close(p_differences[0], p_differences[1])
+    if constant or not all(_close(ratio, ratios[0]) for ratio in ratios):
         return False
     return p_signs[0] in ("=", r"\ne") or _mp.re(ratios[0]) > 0
 
@@ -718,12 +720,12 @@ def _same(pred: str, gold: str) -> bool:
     if _INTEGER.fullmatch(pred) and _INTEGER.fullmatch(gold):  # most of GSM8K
         return int(pred) == int(gold)
     pred, gold = _normal(pred), _normal(gold)
-    readings = [True]
-    if not re.search(r",0\d", pred + gold):  # "70,110" may be one number or two, "115,000" is one
-        readings.append(False)
+    # "70,110" may be one number or two, "115,000" is one
+    readings = [tuple(_THOUSANDS.sub(lambda m: m[0].replace(",", ""), x) for x in (pred, gold))]
+    if not re.search(r",0\d", pred + gold):
+        readings.append((pred, gold))
     try:
-        trees = dict.fromkeys((_tree(pred, x), _tree(gold, x)) for x in readings)
-        return bool(pred) and any(_same_tree(p, g) for p, g in trees)
+        return bool(pred) and any(_same_tree(*map(_tree, pair)) for pair in dict.fromkeys(readings))
     except (ArithmeticError, ValueError, TypeError, RecursionError):  # hostile text
         return False
 
