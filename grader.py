@@ -22,7 +22,6 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import repeat
 from typing import Callable, NamedTuple, Sequence
 
 import mpmath
@@ -36,9 +35,7 @@ from toy import reaches
 _EMPTY_BOX = re.compile(r"\\(?:boxed|fbox) ?\{\s*+\}")
 _PHRASES = [
     re.compile(r".*####\s*+([^\n]+)", re.S),
-    re.compile(
-        r".*(?:answer is|answer\s*+\**+:)(?:[:\s*]*+)(?:\$\$|\\\[)?\s*+([^\n]+)", re.S | re.I
-    ),
+    re.compile(r"(?i).*answer(?: is|\s*+\**+:)[:\s*]*+(?:\$\$|\\\[)?\s*+([^\n]+)", re.S),
 ]
 # A full stop ends the answer, but "2.5" and "4 p.m." go on.
 _SENTENCE_END = re.compile(
@@ -101,18 +98,11 @@ def _story_answer(text: str) -> str | None:
 
 # -- normalise: one spelling for what LaTeX and prose spell in many ways ------------------------
 
-_UNICODE = str.maketrans("−–÷", "--/", "€£\0\1") | str.maketrans(
-    {
-        "×": r"\times ",
-        "·": r"\cdot ",
-        "π": r"\pi ",
-        "∞": r"\infty ",
-        "√": r"\sqrt ",
-        "½": r"\frac12 ",
-    }
-    | {"²": "^2", "³": "^3", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup "}
-)
-_NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+_SIGNS = r"\times |\cdot |\pi |\infty |\sqrt |\frac12|^2|^3|\le |\ge |\ne |\cup ".split("|")
+_UNICODE = str.maketrans(dict(zip("×·π∞√½²³≤≥≠∪", _SIGNS)))
+_UNICODE |= str.maketrans("−–÷", "--/", "€£\0\1")
+_WORDS_TO_12 = "zero one two three four five six seven eight nine ten eleven twelve".split()
+_NUMBER_WORDS = {word: str(number) for number, word in enumerate(_WORDS_TO_12)}
 # In \text a single letter is a unit, elsewhere it is a variable.
 _UNIT_LETTERS = {"m": "meter", "g": "gram", "s": "second", "h": "hour", "L": "liter"}
 
@@ -121,13 +111,6 @@ def _unit_text(m: re.Match) -> str:
     """The content of a text command, its single unit letters spelled out."""
     spelled = re.sub(r"(?<![\w.])[mgshL](?![\w.])", lambda u: _UNIT_LETTERS[u[0]], m[1])
     return f" {spelled} "
-
-
-def _digits(word: str) -> str:
-    """The number word "eight" is 8; another text is left as it is."""
-    if word.lower() in _NUMBER_WORDS:
-        return str(_NUMBER_WORDS.index(word.lower()))
-    return word
 
 
 def _repeating(m: re.Match) -> str:
@@ -164,7 +147,7 @@ _SPELLINGS: list[tuple[str, str | Callable]] = [
     (r"\\mathbb\s*\{?R\}?|^\s*all real(?: number)?s\s*$", r"(-\\infty,\\infty)"),
     # subscripts, logarithms and bases: braces where there is more than one character
     (r"(?<=\w)\s*\(?\s*(?:in )?base[ -]+(\w+)\s*\)?\s*$", r"_{\1}"),
-    (r"\s*_\s*\{\s*([a-z]+)\s*\}", lambda m: f"_{{{_digits(m[1])}}}"),
+    (r"\s*_\s*\{\s*([a-z]+)\s*\}", lambda m: f"_{{{_NUMBER_WORDS.get(m[1], m[1])}}}"),
     (r"\s*_\s*\{\s*(\w)\s*\}", r"_\1"),
     (r"\\?\blog\s*_\s*(?:(\d+)(?=[\s({\\])|(\w))", r"\\log_{\1\2}"),
     (r"_(\d\d+)", r"_{\1}"),
@@ -213,7 +196,7 @@ def _normal(text: str) -> str:
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     text = text.strip(" \1").rstrip(" .,;:")
-    return _digits(text)
+    return _NUMBER_WORDS.get(text.lower(), text)
 
 
 # -- structure: lists, tuples, intervals, matrices, unions --------------------------------------
@@ -251,32 +234,25 @@ _NAME = re.compile(
 _DEPENDENT = re.compile(r"y|[a-zA-Z]\([a-z](?:,[a-z])*\)")  # y = 2x says what f(x) = 2x says
 
 
-def _cut(text: str, separators: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The parts of `text` and the separators between them, those outside all brackets only."""
-    parts, between, depth = [""], [], 0
+def _split(text: str, *separators: str) -> list[str]:
+    """Like re.split with a group: part, separator, part, ...; none of those inside brackets."""
+    pieces, depth = [""], 0
     for token in _TOKEN.findall(text):
         depth += (token in _OPEN) - (token in _CLOSE)
         if depth == 0 and token in separators:
-            parts.append("")
-            between.append(token)
+            pieces += [token, ""]
         else:
-            parts[-1] += token
-    return [part.strip() for part in parts], between
-
-
-def _split(text: str, *separators: str) -> list[str]:
-    return _cut(text, separators)[0]
+            pieces[-1] += token
+    return [piece.strip() for piece in pieces]
 
 
 def _items(text: str) -> list[str]:
     r"""The items of a list; x \pm y is the two items x + y and x - y."""
     items = []
-    for item in filter(None, _split(text, ",", ";")):
-        if r"\pm" in item or r"\mp" in item:
-            for upper, lower in ("+-", "-+"):
-                items.append(item.replace(r"\pm", upper).replace(r"\mp", lower))
-        else:
-            items.append(item)
+    for item in filter(None, _split(text, ",", ";")[::2]):
+        upper = item.replace(r"\pm", "+").replace(r"\mp", "-")
+        lower = item.replace(r"\pm", "-").replace(r"\mp", "+")
+        items += dict.fromkeys((upper, lower))
     return items
 
 
@@ -286,7 +262,8 @@ def _relation(text: str) -> tuple[list[str], list[str]]:
     >>> _relation(r"4>x\ge-1")
     (['-1', 'x', '4'], ['\\le', '<'])
     """
-    sides, signs = _cut(text, ("=", "<", ">", r"\le", r"\ge", r"\ne"))
+    pieces = _split(text, "=", "<", ">", r"\le", r"\ge", r"\ne")
+    sides, signs = pieces[::2], pieces[1::2]
     if signs and signs[0] in (">", r"\ge"):
         mirrored = {">": "<", r"\ge": r"\le"}
         return sides[::-1], [mirrored.get(sign, "mixed") for sign in reversed(signs)]
@@ -315,7 +292,7 @@ def _named(text: str) -> tuple[str, str]:
     >>> _named("x=2+3=5"), _named("xy=5"), _named(r"x\in[0,1)"), _named(r"1<x\le2")
     (('x', '5'), ('', 'xy=5'), ('x', '[0,1)'), ('x', '(1,2]'))
     """
-    name, *member = _split(text, r"\in")
+    name, *member = _split(text, r"\in")[::2]
     if len(member) == 1 and _VARIABLE.fullmatch(name):
         return name, member[0]
     sides, signs = _relation(text)
@@ -331,20 +308,10 @@ def _named(text: str) -> tuple[str, str]:
     return "", text
 
 
-def _matrix(cells: str) -> Node:
-    """The rows of a matrix; a column is the same as a tuple."""
-    rows = []
-    for row in filter(str.strip, cells.split("\1")):
-        rows.append(Node("row", tuple(map(_tree, _split(row, "&")))))
-    if all(len(row.parts) == 1 for row in rows):
-        return Node("()", tuple(row.parts[0] for row in rows))
-    return Node("rows", tuple(rows))
-
-
 @functools.lru_cache(100_000)
 def _tree(text: str) -> Node:
     """The tree of a normalised answer."""
-    items, union = _items(text), _split(text, r"\cup")
+    items, union = _items(text), _split(text, r"\cup")[::2]
     if len(items) > 1:
         # "x < 1 or x > 2" is a union
         kind = "any|" if all(re.search(r"[<>]|\\[lg]e", item) for item in items) else "any,"
@@ -355,9 +322,12 @@ def _tree(text: str) -> Node:
     if answer != text:
         return _tree(answer)._replace(name=name)
     if m := _MATRIX.fullmatch(text):
-        return _matrix(m[2])
+        rows = [tuple(map(_tree, _split(row, "&")[::2])) for row in m[2].split("\1") if row.strip()]
+        if all(len(row) == 1 for row in rows):  # a column is the same as a tuple
+            return Node("()", tuple(row[0] for row in rows))
+        return Node("rows", tuple(Node("row", row) for row in rows))
     m = _BRACKETS.fullmatch(text)
-    parts = _split(m[2], ",") if m else []
+    parts = _split(m[2], ",")[::2] if m else []
     if len(parts) > 1:
         kind = {r"\{": "any,", r"\langle": "()"}.get(m[1], m[1] + m[3])
         return Node(kind, tuple(map(_tree, parts)))
@@ -367,7 +337,8 @@ def _tree(text: str) -> Node:
 # -- value: what an expression is worth ---------------------------------------------------------
 
 Number = Fraction | mpmath.mpf | mpmath.mpc
-POINTS = (1, 2, 3)  # a letter has another value at each of them
+# At each point a letter has another random value: positive at 1, negative at 2.
+POINTS = (1, 2, 3)
 
 _mp = mpmath.mp.clone()
 _mp.dps = 120
@@ -391,13 +362,13 @@ _BRACKET_PAIRS[r"\lceil"] = r"\rceil"
 _BRACKET_VALUES = {"|": abs, r"\lfloor": _mp.floor, r"\lceil": _mp.ceil}
 
 
-def _bounded(value: Number) -> Number:
+def _bounded(value: Number, limit: int = _MAX_BITS) -> Number:
     """The value itself; raises OverflowError where computing on with it could take long."""
     if isinstance(value, Fraction):
         bits = (value.numerator * value.denominator).bit_length()
     else:
         bits = abs(_mp.mag(value or 1))
-    if not bits <= _MAX_BITS:  # also nan
+    if not bits <= limit:  # also nan
         raise OverflowError
     return value
 
@@ -419,13 +390,6 @@ def _factorial(value: Number) -> Fraction:
     if value not in range(_MAX_FACTORIAL):
         raise OverflowError
     return Fraction(math.factorial(int(value)))
-
-
-def _letter(name: str, point: int) -> Fraction:
-    """A random number for a letter: positive at point 1, negative at point 2."""
-    numbers = random.Random(f"{name} {point}")
-    sign = {1: 1, 2: -1}.get(point) or numbers.choice((1, -1))
-    return Fraction(sign * numbers.randint(1000, 9999), 307)
 
 
 class _Parser:
@@ -469,7 +433,10 @@ class _Parser:
         if token in ("+", "-"):
             return self.power() * (-1 if token == "-" else 1)
         if token in _BRACKET_PAIRS:
-            return self.bracket(token)
+            value = self.sum()
+            if not self.takes(_BRACKET_PAIRS[token]):
+                raise ValueError
+            return _BRACKET_VALUES.get(token, _bounded)(value)
         if token == r"\frac":
             return self.atom() * _power(self.atom(), Fraction(-1))
         if token == r"\binom":
@@ -484,24 +451,18 @@ class _Parser:
             return _CONSTANTS[token]
         if name[-1].isalpha():
             self.has_letters = True
-            return _letter(token, self.point)
+            numbers = random.Random(f"{token} {self.point}")
+            sign = {1: 1, 2: -1}.get(self.point) or numbers.choice((1, -1))
+            return Fraction(sign * numbers.randint(1000, 9999), 307)
         return Fraction(token)
-
-    def bracket(self, opening: str) -> Number:
-        value = self.sum()
-        if not self.takes(_BRACKET_PAIRS[opening]):
-            raise ValueError
-        return _BRACKET_VALUES.get(opening, _bounded)(value)
 
     def function(self, name: str, base: str) -> Number:
         r"""\sin x, \sin^{-1} x or \log_{2} x after its first token."""
         exponent = self.atom() if self.takes("^") else Fraction(1)
         if exponent == -1:
             name, exponent = rf"\arc{name[1:]}", Fraction(1)
-        argument = self.argument()
         limit = _MAX_BITS if name in (r"\ln", r"\log") else _MAX_ANGLE_BITS
-        if abs(_mp.mag(_mp.convert(argument or 1))) > limit:
-            raise OverflowError
+        argument = _bounded(_mp.convert(self.argument()), limit)
         value = _bounded(_FUNCTIONS[name](argument))
         if base:
             value /= _mp.log10(int(base))
@@ -544,14 +505,12 @@ def _close(a: Number, b: Number) -> bool:
     """Equal: exactly where both are rational, else to 60 digits."""
     if isinstance(a, Fraction) and isinstance(b, Fraction):
         return a == b
-    a, b = _mp.convert(a), _mp.convert(b)
-    return abs(a - b) <= _mp.mpf(10) ** -60 * max(abs(a), abs(b), _mp.mpf(10) ** -30)
+    return _mp.almosteq(_mp.convert(a), _mp.convert(b), _mp.mpf(10) ** -60, _mp.mpf(10) ** -90)
 
 
 def _is_number(text: str) -> bool:
     """The text has a value that does not depend on a letter."""
-    values = _values(text)
-    return bool(values) and all(_close(values[0], value) for value in values)
+    return len(set(_values(text))) == 1
 
 
 # -- units: a unit may be missing, but two units must be the same -------------------------------
@@ -568,14 +527,14 @@ _CHANGES_VALUE = re.compile(
     "|not|but|maybe|than|less|fewer|greater|least|most|except|without|neither|nor|unless|infinity"
     r")\b"
 )
-_ABBREVIATIONS = {
-    **{"mm": "millimeter", "cm": "centimeter", "km": "kilometer", "in": "inch", "ft": "foot"},
-    **{"feet": "foot", "yd": "yard", "mi": "mile", "mg": "milligram", "kg": "kilogram"},
-    **{"gm": "gram", "lb": "pound", "oz": "ounce", "ml": "milliliter", "hr": "hour"},
-    **{"min": "minute", "sec": "second", "sq": "square", "cu": "cubic", "deg": "degree"},
-    **{"mph": "mile per hour", "kph": "kilometer per hour", "usd": "dollar", "rad": "radian"},
-    **{"am": "am", "pm": "pm", "st": "th", "nd": "th", "rd": "th", "th": "th"},
-}
+_ABBREVIATIONS = (
+    "mm=millimeter cm=centimeter km=kilometer in=inch ft=foot feet=foot yd=yard mi=mile"
+    " mg=milligram kg=kilogram gm=gram lb=pound oz=ounce ml=milliliter hr=hour min=minute"
+    " sec=second sq=square cu=cubic deg=degree usd=dollar rad=radian am=am pm=pm"
+    " st=th nd=th rd=th th=th"
+)
+_UNITS = dict(pair.split("=") for pair in _ABBREVIATIONS.split())
+_UNITS |= {"mph": "mile per hour", "kph": "kilometer per hour"}
 _LENGTH = re.compile("unit|[a-z]*meter|inch|foot|yard|mile")
 _POWER_WORDS = {"square": "2", "squared": "2", "cubic": "3", "cubed": "3"}
 _MEASURE = re.compile(r"(.*(?:[\d})\]]|\\pi))( ?)([a-zA-Z][a-zA-Z./ -]*)(?:\^\{?([123])\}?)?", re.S)
@@ -583,10 +542,9 @@ _MEASURE = re.compile(r"(.*(?:[\d})\]]|\\pi))( ?)([a-zA-Z][a-zA-Z./ -]*)(?:\^\{?
 
 def _singular(word: str) -> str:
     """One name for "inches", "inch" and "in", for "metres" and "meter"."""
-    word = word.lower()
-    word = _ABBREVIATIONS.get(word, word)
+    word = _UNITS.get(word.lower(), word.lower())
     word = re.sub(r"(?<=ch|sh|ss|x.)es$|(?<=[^s])s$", "", word)
-    return _ABBREVIATIONS.get(word, re.sub("(?<=met|lit)re$", "er", word))
+    return _UNITS.get(word, re.sub("(?<=met|lit)re$", "er", word))
 
 
 def _measure(text: str) -> tuple[str, tuple]:
@@ -602,14 +560,14 @@ def _measure(text: str) -> tuple[str, tuple]:
     words = re.findall("[a-zA-Z]+", unit.replace("/", " per "))
     shortest = 3 if blank else 4  # "5abc" is a product
     for word in words:
-        known = word.lower().removesuffix("s") in _ABBREVIATIONS
+        known = word.lower().removesuffix("s") in _UNITS
         if not known and not (word.islower() and len(word) >= shortest):
             return text, ()
     parts = []
     for part in " ".join(map(_singular, words)).split(" per "):
-        *_, head = [word for word in part.split() if word not in _POWER_WORDS] or [""]
         powers = [_POWER_WORDS[word] for word in part.split() if word in _POWER_WORDS]
-        parts.append((head, (powers or ["1"])[0]))
+        *_, head = ["", *(word for word in part.split() if word not in _POWER_WORDS)]
+        parts.append((head, [*powers, "1"][0]))
     if exponent:
         parts[-1] = (parts[-1][0], exponent)
     return number.strip(), tuple(parts)
@@ -758,7 +716,7 @@ def copies(pred: str, gold: str, question: str) -> bool:
         return False
     answer = _atoms(_named(_normal(pred))[1])
     for formula in map("".join, _FORMULA.findall(question)):
-        sides = _split(formula.strip(" .,?"), "=", r"\le", r"\ge", "<", ">")
+        sides = _split(formula.strip(" .,?"), "=", r"\le", r"\ge", "<", ">")[::2]
         for side in dict.fromkeys([formula, *sides]):
             atoms = _atoms(side)
             computed = atoms.total() < 2 or not atoms <= answer or atoms <= reference <= answer
@@ -799,39 +757,35 @@ def extract_answer(text: str, task: str) -> str | None:
     return GRADERS[task].extract(text)
 
 
-def answers_match(pred: str | None, gold: str, task: str) -> bool:
+def answers_match(pred: str | None, gold: str, task: str, question: str = "") -> bool:
     r"""1[pred = gold], pred from extract_answer   [Eq. 1, Sec. 2.3]
+
+    With its question, a MATH answer that only restates the question's formula is wrong.
 
     >>> pairs = [(r"x = \frac12", "0.5"), ("2, x=1", "1,2"), ("[1,2)", "(1,2)")]
     >>> [answers_match(pred, gold, "math") for pred, gold in pairs]
     [True, True, False]
     """
-    return bool(pred and pred.strip()) and GRADERS[task].equal(pred, gold)
+    grader = GRADERS[task]
+    if not pred or not pred.strip() or not grader.equal(pred, gold):
+        return False
+    return not (grader.no_answer and grader.no_answer(pred, gold, question))
 
 
 def grade(
-    responses: Sequence[str],
-    golds: Sequence[str],
-    task: str,
-    questions: Sequence[str] | None = None,
+    responses: Sequence[str], golds: Sequence[str], task: str, questions: Sequence[str] = ()
 ) -> list[bool]:
     """1[extract(y) = a*] for every response y   [Eq. 1, Sec. 2.3]
 
-    Each distinct pair is decided once. With its question, a MATH answer that only restates the
-    question's formula is wrong.
+    Each distinct answer is decided once.
 
     >>> grade(["#### 1,000", "#### 7", "7"], ["1000", "8", "7"], "gsm8k")
     [True, False, False]
     """
     answers = [extract_answer(response, task) for response in responses]
-    pairs = list(zip(answers, golds, strict=True))
-    distinct = list(dict.fromkeys(pairs))
+    tasks = [task] * len(golds)
+    rows = list(zip(answers, golds, tasks, questions or [""] * len(golds), strict=True))
+    distinct = list(dict.fromkeys(rows))
     with ThreadPoolExecutor(GRADERS[task].threads) as pool:
-        equal = pool.map(lambda pair: answers_match(*pair, task), distinct)
-        verdicts = dict(zip(distinct, equal))
-    no_answer = GRADERS[task].no_answer
-    correct = []
-    for pair, question in zip(pairs, questions or repeat("", len(pairs)), strict=True):
-        restated = bool(no_answer and verdicts[pair] and no_answer(*pair, question))
-        correct.append(verdicts[pair] and not restated)
-    return correct
+        verdicts = dict(zip(distinct, pool.map(lambda row: answers_match(*row), distinct)))
+    return [verdicts[row] for row in rows]
