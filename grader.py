@@ -18,6 +18,7 @@ import operator
 import os
 import random
 import re
+import string
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -228,7 +229,7 @@ _NAME = re.compile(
     rf"|[a-wA-W]'*(?:_\w)?(?:\^\{{-1\}})?\({_ARGUMENT}(?:,{_ARGUMENT})*\)"  # f(2), P(A|B)
     r"|\\(?:sin|cos|tan|cot|sec|csc) ?(?:\\angle ?)?(?:[A-Z]+|\\[a-z]+)"  # \sin A
     r"|\|\\?[a-zA-Z]+\|"  # |z|
-    r"|\((?:[a-z],)+[a-z]\)"  # (x,y)
+    r"|\((?:\\?[a-z]+,)+\\?[a-z]+\)"  # (x,y)
     r"|(?!abcd|wxyz)(?:the )?[a-zA-Z]{4,}(?: [a-zA-Z]+)*"  # area
 )
 _DEPENDENT = re.compile(r"y|[a-zA-Z]\([a-z](?:,[a-z])*\)")  # y = 2x says what f(x) = 2x says
@@ -653,8 +654,19 @@ def _same_named(p: Node, g: Node) -> bool:
     return _same_relation(*(f"{x.name}={x.parts}" if x.name else x.parts for x in (p, g)))
 
 
+def _point(node: Node) -> Node:
+    """The tuple of a list "y=-2, x=3", whose names follow one another; any other tree itself."""
+    parts = sorted(node.parts, key=operator.attrgetter("name"))
+    names = "".join(part.name for part in parts)
+    if len(names) == len(parts) and names in string.ascii_lowercase:
+        return Node("()", tuple(parts))
+    return node
+
+
 def _same_tree(p: Node, g: Node) -> bool:
     """Compare two trees: tuples and intervals in order, lists and unions in any order."""
+    if {p.kind, g.kind} == {"()", "any,"}:
+        p, g = _point(p), _point(g)
     if p.kind != g.kind:
         return False
     if not p.kind:

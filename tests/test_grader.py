@@ -326,7 +326,8 @@ SAME = {
         r"24 | 4! = 24 | n = 4! = 24 | 24 = n",
         r"h(x) = 5x - 1 | y = 5x - 1 | 5x - 1 | h(x) = -1 + 5x",
         r"y = x/3 + 1 | x - 3y + 3 = 0 | 3y = x + 3",
-        r"(3,-2) | (x,y) = (3,-2)",
+        r"(3,-2) | (x,y) = (3,-2) | x=3, y=-2 | y = -2 \text{ and } x = 3 | (r,\theta) = (3,-2)",
+        r"(\frac12,0,5) | (a,b,c) = (0.5,0,5) | a = 1/2, b = 0, c = 5",
     ],
     "relations": [
         r"[4,\infty) | x >= 4 | x ≥ 4 | x \geqslant 4 | 4 <= x | \{x \mid x \ge 4\}",
@@ -388,6 +389,7 @@ OTHER = {
         r"9\text{ km/h} | 9\text{ km} | 9\text{ m/s}",
     ],
     "subscripts": [r"a_{10} | a_{20} | a_1 | 10a", r"3x_1 | x_{13} | x_{31}"],
+    "points": [r"(3,-2) | x=-2, y=3 | x=3, x=-2 | x=3, y=-2, z=0 | 3, -2 | x=3 | x=3, u=-2"],
     "left sides": [
         r"5p+q | 8 = 5p+q | 5p+q = 8",
         r"f(2)=9 | f(3)=9",
