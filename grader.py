@@ -106,11 +106,12 @@ _WORDS_TO_12 = "zero one two three four five six seven eight nine ten eleven twe
 _NUMBER_WORDS = {word: str(number) for number, word in enumerate(_WORDS_TO_12)}
 # In \text a single letter is a unit, elsewhere it is a variable.
 _UNIT_LETTERS = {"m": "meter", "g": "gram", "s": "second", "h": "hour", "L": "liter"}
+_UNIT_LETTERS |= {"sec": "second"}
 
 
 def _unit_text(m: re.Match) -> str:
     """The content of a text command, its single unit letters spelled out."""
-    spelled = re.sub(r"(?<![\w.])[mgshL](?![\w.])", lambda u: _UNIT_LETTERS[u[0]], m[1])
+    spelled = re.sub(r"(?<![\w.])(?:[mgshL]|sec)(?![\w.])", lambda u: _UNIT_LETTERS[u[0]], m[1])
     return f" {spelled} "
 
 
@@ -124,6 +125,7 @@ _COMMANDS = {"lt": "<", "gt": ">", "div": "/", "varnothing": r"\emptyset"}
 _COMMANDS |= {"lbrace": r"\{", "lBrace": r"\{", "rbrace": r"\}", "rBrace": r"\}"}
 _TRIG = "sin|cos|tan|cot|sec|csc"
 _FONTS = "mbox|text(?:bf|it|rm|normal)?|math(?:rm|bf|it|sf)|operatorname|boxed|fbox"
+_TEXT = rf"\\(?:{_FONTS})\s*\{{[^{{}}]*\}}"
 _SPELLINGS: list[tuple[str, str | Callable]] = [
     # layout that carries no meaning
     (r"\\phantom\s*(?:\{[^}]*\}|.)", ""),
@@ -144,6 +146,7 @@ _SPELLINGS: list[tuple[str, str | Callable]] = [
     (r"([<>])=|(?<!\d)(!)=", lambda m: {"<": r"\le ", ">": r"\ge ", "!": r"\ne "}[m[0][0]]),
     (r"\\\{\s*\\\}", r"\\emptyset"),
     # text and fonts
+    (rf"\\frac\s*\{{\s*({_TEXT})\s*\}}\s*\{{\s*({_TEXT}[^{{}}]*)\}}", r"\1/\2"),  # m/s^2
     (rf"\\(?:{_FONTS})\s*\{{([^{{}}]*)\}}", _unit_text),
     (r"\\mathbb\s*\{?R\}?|^\s*all real(?: number)?s\s*$", r"(-\\infty,\\infty)"),
     # subscripts, logarithms and bases: braces where there is more than one character

@@ -362,7 +362,11 @@ SAME = {
     "units": [
         r"40 | 40 mph | 40\text{ mi/h} | 40\text{ miles per hour}",
         r"40 \text{ mph} | 40 miles per hour | 40 mi/hr",
+        r"40 \text{ mph} | 40 \frac{\text{miles}}{\text{hour}} | 40\ \frac{\text{mi}}{\text{hr}}"
+        r" | 40\text{ miles}/\text{hour} | 40 \dfrac{\mathrm{mi}}{\mathrm{h}} | 40",
+        r"9.8\text{ m/s}^2 | 9.8\,\frac{\text{m}}{\text{s}^2} | 9.8",
         r"9 \text{ in} | 9 inches | 9",
+        r"3\text{ seconds} | 3\text{ sec} | 3\text{ s}",
         r"8 \text{ sq. units} | 8 square units | 8\text{ units}^2 | 8\text{ cm}^2 | 8",
         r"6 | 6 red apples | 6 eggs/day | 6 apples per week | 6.00 dollars",
         r"7^\circ | 7 degrees | 7",
@@ -386,7 +390,8 @@ OTHER = {
         r"9\text{ mi} | 9\text{ min} | 9\text{ m}",
         r"9^\circ | \$9 | 9 radians | 9\% | 9\text{ units}",
         r"9 \text{ units} | 9 \text{ square units} | 9\text{ cm}^2 | 9 dogs",
-        r"9\text{ km/h} | 9\text{ km} | 9\text{ m/s}",
+        r"9\text{ km/h} | 9\text{ km} | 9\text{ m/s} | 9\frac{\text{mi}}{\text{h}}",
+        r"9\frac{\text{m}}{\text{s}} | 9\frac{\text{m}}{\text{h}} | 9\frac{\text{s}}{\text{m}}",
     ],
     "subscripts": [r"a_{10} | a_{20} | a_1 | 10a", r"3x_1 | x_{13} | x_{31}"],
     "points": [r"(3,-2) | x=-2, y=3 | x=3, x=-2 | x=3, y=-2, z=0 | 3, -2 | x=3 | x=3, u=-2"],
