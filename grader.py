@@ -526,7 +526,7 @@ _CHANGES_VALUE = re.compile(
     "doubled|tripled|halved|negated|inverted|reciprocal|factorial|root|radical|power|log|inverse"
     "|recurring|repeating|plus|minus|over|divided|multiplied|choose|mod|modulo|percent of"
     "|dozens?|scores?|gross|tens|hundreds?|thousands?|[a-z]*illions?|[a-z]*fold"
-    rf"|half|halves|quarters?|thirds?|(?:{_FRACTION}|[a-z]*illion)ths?"
+    rf"|half|halves|quarters? .*|thirds?|(?:{_FRACTION}|[a-z]*illion)ths?"
     "|zero|one|two|three|four|five|six|seven|eight|nine|ten|[a-z]*teen|(?:twen|thir|for|fif)ty"
     "|not|but|maybe|than|less|fewer|greater|least|most|except|without|neither|nor|unless|infinity"
     r")\b"
@@ -590,6 +590,7 @@ def _same_unit(a: tuple, b: tuple) -> bool:
 
 MAX_CHARS = 500  # the longest reference answer of MATH has 159; longer ones compare as strings
 _PERCENT = (("percent", "1"),)
+_QUARTERS = (("quarter", "1"),)
 _WORDS = re.compile(r"(?=.*[a-zA-Z]{3}|[A-Z]{2}$)[a-zA-Z][a-zA-Z0-9 .'-]*")
 _IN_A_BASE = re.compile(r"(?=[^_]*\d)[0-9A-Z.-]+_(?:\w|\{\w+\})")
 _HAS_RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|in)(?![a-z])")
@@ -610,12 +611,14 @@ def _same_leaf(p: str, g: str) -> bool:
     (p, p_unit), (g, g_unit) = _measure(p), _measure(g)
     if not _same_unit(p_unit, g_unit):
         return False
-    scales = [Fraction(1)]  # 50% is 50, and it is 1/2
-    if p_unit == _PERCENT and not g_unit:
-        scales.append(Fraction(1, 100))
-    if g_unit == _PERCENT and not p_unit:
-        scales.append(Fraction(100))
-    return p == g or any(_same_value(p, g, scale) for scale in scales)
+    if p_unit == g_unit or _PERCENT not in (p_unit, g_unit):
+        # In a gold, quarters may be coins. In an answer to a plain number they are fourths.
+        fourths = p_unit == _QUARTERS and not g_unit
+        return (p == g and not fourths) or _same_value(p, g, Fraction(1, 4 if fourths else 1))
+    # 50% is 1/2, and it is 50; but 2/3 is no percentage.
+    is_share = any(abs(value) < 1 for value in _values(g)[:1])
+    scale = Fraction(1, 100) if p_unit == _PERCENT else Fraction(100)
+    return _same_value(p, g, scale) or (not is_share and _same_value(p, g, Fraction(1)))
 
 
 def _same_value(p: str, g: str, scale: Fraction) -> bool:

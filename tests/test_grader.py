@@ -371,11 +371,13 @@ SAME = {
         r"6 | 6 red apples | 6 eggs/day | 6 apples per week | 6.00 dollars",
         r"7^\circ | 7 degrees | 7",
         r"2.5\% | 2.5 | 0.025 | 2.5 percent",
+        r"0.5\% | \frac12\% | 0.005 | 0.5 percent",
     ],
     "numbers": [r"2500000 | 2.5e6 | 2.5 \times 10^6", r"3 | 2.\overline{9}", r"5:2 | 10:4 | 2.5"],
 }
 OTHER = {
     "percent on both sides": [r"20\% | 0.2\% | 2000\%", r"0.25 = 25\% | 0.25 = 2500\%"],
+    "shares": [r"2/3 | \frac23\% | 2/3 percent", r"0.5\% | 0.5 | 50\%", r"-0.1 | -0.1\%"],
     "words that change a value": [
         f"9 | 9 {word}"
         for word in (
@@ -445,6 +447,14 @@ def test_equal(answers):
 @pytest.mark.parametrize("pred, gold", lines(UNEQUAL))
 def test_unequal(pred, gold):
     assert not answers_match(pred, gold, "math") and not answers_match(gold, pred, "math")
+
+
+def test_quarters_are_coins_in_a_reference_and_fourths_in_an_answer():
+    for pred, gold in [("12", "12 quarters"), ("12 quarters", r"12\text{ quarters}")]:
+        assert answers_match(pred, gold, "math")
+    assert answers_match(r"3\text{ quarters}", "0.75", "math")
+    for pred in ("3 quarters", r"3\text{ quarter cups}", "3 quarters full"):
+        assert not answers_match(pred, "3", "math")
 
 
 def test_bars_and_none():
