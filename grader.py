@@ -156,6 +156,11 @@ _SPELLINGS: list[tuple[str, str | Callable]] = [
     (r"\\?\blog\s*_\s*(?:(\d+)(?=[\s({\\])|(\w))", r"\\log_{\1\2}"),
     (r"_(\d\d+)", r"_{\1}"),
     (rf"(\\(?:{_TRIG})\s*\^)\s*(\w)", r"\1{\2}"),
+    # negative 6 is -6; the area is 6; in (D) 6 and (110)_2 the brackets add nothing
+    (r"^\s*(?:negative|minus) +(?=[\d\\])", "-"),
+    (r"^(\s*[a-zA-Z ]{6,} )is +(?=-?[\d\\])", r"\1="),
+    (r"^\s*\([A-E]\)\s+(?=-?(?:\.?\d|\\(?:frac|sqrt|\$)))", ""),
+    (r"^\s*\(([\dA-F]*\d[\dA-F]*)\)(?=_)", r"\1"),
     # a choice (C) is C; {x | x > 3} is x > 3; a set of one element is the element; {1, 2} is a set
     (r"(?<![\w})])\(([A-Z])\)(?![\w({])", r"\1"),
     (r"^\s*\\\{\s*[a-z]\s*[|:](.*)\\\}\s*$", r"\1"),
@@ -224,16 +229,18 @@ _BRACKETS = re.compile(r"(\(|\[|\\\{|\\langle)(.*)(\)|\]|\\\}|\\rangle)", re.S)
 _THOUSANDS = re.compile(r"(?<![\d,.(\[])(\d{1,3}(?:,\d{3})+)(?![\d,])(?![^(\[]*[)\]])")
 _VARIABLE = re.compile(r"(?:[a-zA-Z]|\\[a-z]{2,})(?:_(?:\{[^{}]*\}|\w))?'*")
 _ARGUMENT = (
-    r"(?:-?[\d.]+(?:/\d+)?|-?\\frac\{-?\d+\}\{\d+\}|[a-z]|[a-z]\(-?\w+\)|[^(),]*[A-Z][^(),]*)"
+    r"(?:-?[\d.]+(?:/\d+)?|-?\\frac\{-?\d+\}\{\d+\}|[a-z]|[a-z]\(-?\w+\)"
+    r"|[^(),]*(?:[A-Z]|[a-z]{3})[^(),]*)"
 )
 # What stands in front of "=" without changing the answer; xy, 2x, x^2 and f(2)+1 change it.
 _NAME = re.compile(
     _VARIABLE.pattern + r"|(?:m?\\(?:angle|triangle|overline) ?)?\{?[A-Z]+\}?"  # AB, \angle ABC
     rf"|[a-wA-W]'*(?:_\w)?(?:\^\{{-1\}})?\({_ARGUMENT}(?:,{_ARGUMENT})*\)"  # f(2), P(A|B)
     r"|\\(?:sin|cos|tan|cot|sec|csc) ?(?:\\angle ?)?(?:[A-Z]+|\\[a-z]+)"  # \sin A
+    r"|\\?(?:det|gcd|lcm) ?(?:[A-Z]|\([\w, ]+\))"
     r"|\|\\?[a-zA-Z]+\|"  # |z|
     r"|\((?:\\?[a-z]+,)+\\?[a-z]+\)"  # (x,y)
-    r"|(?!abcd|wxyz)(?:the )?[a-zA-Z]{4,}(?: [a-zA-Z]+)*"  # area
+    r"|(?!abcd|wxyz)(?:[Tt]he )?[a-zA-Z]{4,}(?: [a-zA-Z]+)*"  # area
 )
 _DEPENDENT = re.compile(r"y|[a-zA-Z]\([a-z](?:,[a-z])*\)")  # y = 2x says what f(x) = 2x says
 

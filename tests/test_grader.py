@@ -324,6 +324,8 @@ SAME = {
         r" | \angle ABC = 7^\circ | m\angle A = 7 | \overline{PQ} = 7 | \text{Area} = 7 | 3+4 = 7",
         r"1/2 | P(A) = \frac12 | P(A \cap B)=0.5 | P(X=2) = 1/2 | \sin A = 1/2 | \cos\theta = 0.5",
         r"24 | 4! = 24 | n = 4! = 24 | 24 = n",
+        r"6 | \gcd(12,18) = 6 | \det A = 6 | P(\text{red}) = 6 | \text{The area is } 6",
+        r"-6 | \text{negative } 6 | \text{(D) } -6 | \textbf{(B)}\ -6",
         r"h(x) = 5x - 1 | y = 5x - 1 | 5x - 1 | h(x) = -1 + 5x",
         r"y = x/3 + 1 | x - 3y + 3 = 0 | 3y = x + 3",
         r"(3,-2) | (x,y) = (3,-2) | x=3, y=-2 | y = -2 \text{ and } x = 3 | (r,\theta) = (3,-2)",
@@ -343,7 +345,8 @@ SAME = {
         r"\{7\}\cup(1,2) | (1,2)\cup\{7\}",
     ],
     "bases and subscripts": [
-        r"347_9 | x = 347_9 | 347_{9} | 347 base 9 | 347\text{ base nine} | 347_{\text{nine}}",
+        r"347_9 | x = 347_9 | 347_{9} | 347 base 9 | 347\text{ base nine} | 347_{\text{nine}}"
+        r" | (347)_9",
         r"1011_{12} | 1011_12 | 1011 \text{ (base 12)}",
         r"a_{n+1} | a_{n + 1}",
     ],
@@ -405,7 +408,7 @@ OTHER = {
         r"\begin{pmatrix}5\\6\end{pmatrix} | B^{-1}=\begin{pmatrix}5\\6\end{pmatrix}"
         r" | 2B=\begin{pmatrix}5\\6\end{pmatrix} | -B=\begin{pmatrix}5\\6\end{pmatrix}",
         r"[1,9] | x^2\in[1,9] | 2x\in[1,9] | \sqrt{x}\in[1,9]",
-        r"7 | 2+4=7 | 3! = 7",
+        r"7 | 2+4=7 | 3! = 7 | \gcd(12,18) + 1 = 7 | 2\det A = 7 | \text{(D) 8 or } 7",
     ],
     "tiny numbers": [
         r"2^{-70} | -2^{-70} | 2^{-71} | 0 | 2^{-70}\pi | \ln 1",
@@ -596,7 +599,8 @@ WHOLE = [
     ("\\boxed{f(x)=x^2+1}", "x^2+1", True),
     ("\\boxed{a = 3, b = 4}", "3,4", True),
     ("\\boxed{3\\text{ and }4}", "3,4", True),
-    ("\\boxed{\\text{The answer is } 5}", "5", False),
+    ("\\boxed{\\text{The answer is } 5}", "5", True),
+    ("\\boxed{\\text{The answer is not } 5}", "5", False),
     ("\\boxed{\\approx 8.24}", "8.24", True),
     ("\\boxed{1,234,567}", "1234567", True),
     ("\\boxed{7.0}", "7", True),
