@@ -1,6 +1,5 @@
 """The grader: pairs made by us, the real reference answers, random answers, hostile text."""
 
-import gzip
 import json
 import pathlib
 import random
@@ -29,12 +28,10 @@ EQUAL = r"""
 1000 | 1\,000 | 1,\!000 | 1 000
 1000000 | 1 000 000 | 10^6
 1,000 | 1{,}000
-111, \! 111, \! 111 | 111,111,111
 \frac13 | 0.\overline{3}
 1/6 | 0.1\overline{6} | \frac{\frac12}{3}
 \frac32 | 1\frac{1}{2}
 1.5 | 1 \frac12
--1.5 | -1\frac12
 7/2 | 3 1/2
 \frac{2\pi}{3} | 2\frac{\pi}{3}
 1500 | 1.5\times10^3 | 1.5 \cdot 10^{3} | 1.5e3
@@ -43,50 +40,29 @@ EQUAL = r"""
 110111_2 | 110111
 \text{A5}_{11} | A5_{11}
 even | \text{even} | Even
-June 20 | \text{June 20}
 B | \text{(B)} | (B) | \text{B}
-E | \text{(E)},
 A, B | \text{A,B} | B, A
-\text{ACF} | ACF
 \text{4:30 p.m.} | 4:30 | 4:30 p.m. | 4:30 PM
 4\!:\!51\!:\!06 \text{ p.m.} | 4:51:06
-9\text{ a.m.} | 9 a.m. | 9:00 \text{ a.m.}
-1 : 2 | 1:2 | 2:4
 5:6 | \frac{5}{6}
-12 | 12\text{ cm} | 12 cm | 12 \text{ gm}
-12\text{ inches} | 12
-144 \mbox{ m}^3 | 144 | 144 \text{ m}^3
-864 \mbox{ inches}^2
-99\pi \text{ square inches} | 99\pi
-8\sqrt{3} \text { square inches} | 8\sqrt{3}
 480 + 480\sqrt{3}\text{ feet} | 480(1+\sqrt{3})
 18 | 18 dollars | \$18 | \$18. | \$18.00 | $18
-54.6 | \$ 54.60
 \$18.90 | 18.90
-1250 | \$1,250
-5.4 \text{ cents} | 5.4
-30 | 30^\circ | 30 degrees | 30^\circ.
-30^{\circ} | 30
 2-\sqrt{3} | \tan 15^\circ
-43_5 | 43_5.
 7 | 7. | 007 | 7\text{ hours}.
 (1, 2) | (1,2) | (x,y)=(1,2)
 [1, 2) | [1,2) | \left[1,2\right)
 (0.5,2) | \left( \frac12, 2 \right)
-[2,\infty)\cup(-\infty,-2] | (-\infty, -2] \cup [2, \infty)
 (-\infty,+\infty) | (-\infty,\infty)
 (3,\infty) | x>3 | 3<x
-[3,\infty) | x \geq 3
 [-1,4) | -1 \le x < 4 | x \in [-1,4) | 4 > x \ge -1
 2,1 | 1,2 | x=1, 2 | x=1 \text{ or } x=2 | \{1,2\} | \{2,1\} | 1 \text{ and } 2
 1, 2 | x=1 or 2
-4,3,2 | 2, 3, \text{ and } 4
 12,13 | 12\text{ and }13
 -30, -12 | -12 \text{ or } -30
 3+2\sqrt2, 3-2\sqrt2 | 3 \pm 2\sqrt{2}
 3,-3 | \pm 3
 70,110 | 70, 110 | 110, 70 | 70110
-90, 330 | 330,90
 98,634 | 98634
 \begin{pmatrix} 1 \\ 2 \end{pmatrix} | \begin{pmatrix}1\\2\end{pmatrix} | \langle 1,2\rangle
 (1,2) | \mathbf{v} = \begin{pmatrix}1\\2\end{pmatrix} | \left[\begin{matrix}1\\2\end{matrix}\right]
@@ -96,8 +72,6 @@ A, B | \text{A,B} | B, A
 \begin{pmatrix} 1/\sqrt{2} \\ 0\end{pmatrix} | \begin{pmatrix} \sqrt{2}/2 \\ 0\end{pmatrix}
 \begin{pmatrix} 1 & -1 \\ 1 & \phantom -1 \end{pmatrix} | \begin{pmatrix}1&-1\\1&1\end{pmatrix}
 2x - y + 2z - 18 = 0 | 2x-y+2z-18=0 | -2x+y-2z+18=0 | 2x - y + 2z = 18
-2x+3 | y=2x+3 | f(x)=2x+3
-y = 2x + 3 | 2x+3 | y=3+2x
 AB = 9, CD = 4 | AB=9, CD=4
 \$\dfrac23 \approx \$0.67 | \frac{2}{3}
 \approx 8.24 \text{ mph} | 8.24
@@ -110,61 +84,39 @@ AB = 9, CD = 4 | AB=9, CD=4
 2 | \sqrt{4} | \sqrt[3]{8} | 8^{1/3} | \log 100
 -2i+3 | 3-2i
 \frac{7-12i}{28} | \frac{1}{4} - \frac{3}{7} i
-\frac{1+3i}{5} | \frac{1}{5} + \frac{3}{5}i | 0.2+0.6i
 \sqrt{2}i | i\sqrt{2}
 \ln(2) | \ln 2
 \ln 8 | 3\ln 2
 1 | \sin^2 x + \cos^2 x
 2\sin x\cos x | \sin 2x
 \frac{-1}{2} | -\frac{1}{2}
-\frac{1}{-2} | -\frac{1}{2}
 -3 | −3
-3-2f(x) | 3 - 2f(x) | -2f(x)+3
-f(4-x) | f(4 - x)
 f(2) < f(1) < f(4) | f(2)<f(1)<f(4)
-2D | 2D.
-5x^{26} - 15 x^{9} | 5x^{26}-15x^9
 x^10 | x^{10}
 \frac{x^2-4}{4} | \frac{x^2}{4}-1
 32R^2-3a^2-3b^2-3c^2 | 32R^2 - 3(a^2 + b^2 + c^2)
 4 | \text{four} | 2+2
-\mbox{four} | four | 4
 infinity | \infty
 \emptyset | \emptyset.
-no solution | \text{no solution}
 5040 | 7!
 10 | \binom{5}{2}
-120 | 5!
 0.0 | 0 | -0
 \frac{270}{7} | \frac{270}7
 \frac{270}7\text{ degrees} | \frac{270}{7}
 \frac{3}{4} | \frac34
-\frac{3\pi}{4} | \frac{3}{4}\pi
-0.6 | \frac 35
 10\sqrt3 | 10\sqrt{3}\text{ cm}^2
 1 + i, 1 - i | 1-i,1+i
 (3,4),(1,2) | (1,2),(3,4)
 (2,15),(-4,27) | (-4, 27);(2, 15)
-20 | 20 \%
-two lines | \text{two lines}
-(100,101) | (100,101).
 \frac{12}{5,\!525} | \frac{12}{5525}
-0.0011_{2} | 0.0011_2
 0.001 | 1e-3
-42 | 6\cdot 7
 \frac13,\frac12 | \frac{1}{2}, \frac{1}{3}
 -ab-ac-bc | -(ab+ac+bc)
-2340 | \mathbf{2340}
-13 | \text{13}
-C | \textbf{(C)}
 \frac{1}{3} | 33\frac13\%
 66 \frac{2}{3}\% | 66\frac{2}{3}
-255 | n = 255
 3^x - 2^x | 3^{x}-2^x
 \frac{\sqrt7}{4} | \frac{\sqrt{7}}{4}
-2x+6 | 2(x+3)
 6+x | x+6
-9x^2-18xy+9y^2 | 9(x-y)^2
 \frac{\cos x}{\sin x} | \cot x
 \frac{1}{\cos^2 x} | \sec^2 x
 \left[\frac{29}{5},6\right) | [5.8,6)
@@ -172,39 +124,26 @@ C | \textbf{(C)}
 k = 1 | k=1
 15 | 15 minutes | 15\text{ cm}^2
 20 dollars | \$20
-x \ne 3 | x\neq 3
 \frac{a}{b} | a/b
 \frac{x}{2} | 1/2x
 \sqrt[7]{12} | 12^{1/7}
 \frac18 | 2^{-3}
 1/8 | (1/2)^3
-\frac{\pi}{4} | \theta=\frac{\pi}{4}
 \frac{9\pi}{4}, \frac{\pi}{4} | \frac{\pi}{4}, \frac{9 \pi}{4}
-Saturday | \text{Saturday}
 64\pi | 64 \pi | 64 pi
 2\sqrt{3} | 2*sqrt(3)
 \sqrt{5} | √5
 2\pi | 2π
 x^2+1 | x²+1
 30000 | 3×10^4
-1+\sqrt{5} | 1+\sqrt5
 2(2+\sqrt2) | 4 + 2\sqrt2
 \frac{-x+4}{5} | \frac{4-x}{5}
--\frac{x-4}{5} | \frac{4-x}{5}
 i\sqrt3 | \sqrt{3}i
-6,10,12 | 12, 10, 6
-6,8,10 | 6, 8\text{, and }10
--5,-2,7 | 7, -2, \text{ and } -5
-A,D,F,G,H | \text{A, D, F, G, H}
 E, H | \text{H, E}
-Softball, Kickball, Picnic | \text{Softball, Kickball, Picnic}
-15\text{ cm}^2 | 15\mbox{ cm}^2
-300000 | 3.0\times 10^{5}
 0.005 | 5\times 10^{-3}
 50 | 50\%
 0.5 | 50\%
 \frac12 | 50\%
-20\% | 20 percent | 20 \%
 3 | 300\%
 0.56 = 56\% | 0.56 | 56\%
 66 \frac{2}{3}\% | 66\frac23
@@ -212,47 +151,32 @@ Softball, Kickball, Picnic | \text{Softball, Kickball, Picnic}
 
 # prediction | reference: never equal
 UNEQUAL = r"""
-x=5 | y=5
 -x \in [1,2] | x \in [1,2]
-2x \in [1,2] | x \in [1,2]
 115,0000 | 115,000
 2500 | 25
-25 | 2500
 120,006 | 120,000
 0.333 | \frac13
 0.33333333 | \frac13
 3.14 | \pi
-3.14159265358979 | \pi
 3 1/2 | 31/2
-10^{-20} | 10^{-21}
 10^{-20} | 0
 2^{2008}-2 | 2^{2008}-3
 52_8 | 52_9
-52_{10} | 52_8
 101_2 | 5
 \text{even} | odd
-June 21 | \text{June 20}
 B | (C)
 \text{A,B} | A
-CBAD | \text{ABCD}
 4:30 a.m. | \text{4:30 p.m.}
 4:31 | \text{4:30 p.m.}
-9 p.m. | 9\text{ a.m.}
 6:5 | 5:6
-12 inches | 12\text{ feet}
-12\text{ m} | 12\text{ cm}
 \$5.40 | 5.4 \text{ cents}
 31^\circ | 30^\circ
 \cos 60 | \frac12
 (2,1) | (1,2)
 (1,2) | [1,2]
-[1,2) | (1,2)
-(1,2] | [1,2)
 (-\infty, -2) \cup [2, \infty) | (-\infty, -2] \cup [2, \infty)
 x \ge 3 | (3,\infty)
-x<3 | (3,\infty)
 1 | 1,2
-1,2 | 1
 1,2,3 | 1,2
 1,1,2 | 1,2,2
 1,2 | (1,2)
@@ -269,7 +193,6 @@ x^2+y^2=13 | 13
 2\sqrt{2} | 2\sqrt{3}
 1.4142135 | \sqrt2
 2 3 | 6
-1.2.3 | 0.36
 12 34 | 408
 0.693147180559945 | \ln 2
 3+2i | 3-2i
@@ -278,37 +201,28 @@ x^2+y^2=13 | 13
 -\frac{1}{2} | \frac{1}{2}
 f(1)<f(2)<f(4) | f(2) < f(1) < f(4)
 4t | 4
-a | b
 x | X
 -\infty | \infty
 10! | 3628801
 3/4 | \frac{3}{5}
 (1,2),(4,3) | (3,4),(1,2)
 (100,101) | 100101
-100,101 | (100,101)
 2e^3 | 2000
 p-q | q-p
-80 \% | 8000
-8000 | 80 \%
-25 km | 25 \text{ ft}
 254 | n = 255
 1-2x | 1+2x
 (0,3)\cup(3,6) | (0,6)
-15 \text{ hours} | 15 \text{ minutes}
 20 cents | 20 dollars
 x \le 5 | x < 5
 \sqrt{x^2} | x
 \frac{a}{b} | \frac{b}{a}
 \alpha | \beta
-Sunday | \mbox{Saturday}
 1-\sqrt{5} | 1+\sqrt{5}
-\text{east} | west
 6.02\times10^{23} | 6.02\times10^{22}
 10^{100} | 10^{101}
 10^{1000}+1 | 10^{1000}
 1000000007 | 1000000008
 0.1 | 0.10000000001
-99999999999999999999 | 100000000000000000000
 \sqrt{2}+10^{-15} | \sqrt{2}
 """
 
@@ -422,29 +336,22 @@ OTHER = {
 }
 
 
-def kinds(table):
-    return [(kind, *lines(line)) for kind, block in table.items() for line in block]
+def groups(table):
+    return [pytest.param(*lines(line), id=kind) for kind, block in table.items() for line in block]
 
 
-@pytest.mark.parametrize("kind, answers", kinds(SAME))
-def test_kinds_of_the_same(kind, answers):
+@pytest.mark.parametrize("answers", [*groups(SAME), *lines(EQUAL)])
+def test_equal(answers):
     for answer in answers[1:]:
         assert answers_match(answer, answers[0], "math"), (answer, answers[0])
         assert answers_match(answers[0], answer, "math"), (answers[0], answer)
 
 
-@pytest.mark.parametrize("kind, answers", kinds(OTHER))
-def test_kinds_of_mistakes(kind, answers):
+@pytest.mark.parametrize("answers", groups(OTHER))
+def test_kinds_of_mistakes(answers):
     for answer in answers[1:]:
         assert not answers_match(answer, answers[0], "math"), (answer, answers[0])
         assert not answers_match(answers[0], answer, "math"), (answers[0], answer)
-
-
-@pytest.mark.parametrize("answers", lines(EQUAL), ids=lambda x: x[0])
-def test_equal(answers):
-    for answer in answers[1:]:
-        assert answers_match(answers[0], answer, "math"), (answers[0], answer)
-        assert answers_match(answer, answers[0], "math"), (answer, answers[0])
 
 
 @pytest.mark.parametrize("pred, gold", lines(UNEQUAL))
@@ -590,78 +497,45 @@ WHOLE = [
     ("answer is -5", "-5", True),
     ("The answer is $1,234.50.", "1234.5", True),
     ("the answer is 12 (twelve)", "12", False),
-    ("$$\\boxed{\\text{E}}$$", "\\text{(E)}", True),
     ("\\boxed{\\textbf{(E)}\\ 12}", "\\text{(E)}", False),
     ("The answer is\n$$\n5\n$$", "5", True),
-    ("\\boxed{\\$12.50}", "12.5", True),
     ("\\boxed{12.50\\text{ dollars}}", "12.5", True),
-    ("\\boxed{10\\%}", "10", True),
     ("\\boxed{f(x)=x^2+1}", "x^2+1", True),
     ("\\boxed{a = 3, b = 4}", "3,4", True),
-    ("\\boxed{3\\text{ and }4}", "3,4", True),
     ("\\boxed{\\text{The answer is } 5}", "5", True),
     ("\\boxed{\\text{The answer is not } 5}", "5", False),
     ("\\boxed{\\approx 8.24}", "8.24", True),
-    ("\\boxed{1,234,567}", "1234567", True),
-    ("\\boxed{7.0}", "7", True),
     ("\\boxed{\\dfrac{7}{1}}", "7", True),
-    ("$\\boxed{[2,3)}$", "[2,3)", True),
     ("\\boxed{(-\\infty,3)}", "x<3", True),
-    ("\\boxed{x<3}", "(-\\infty,3)", True),
     ("\\boxed{0.75}", "\\frac{3}{4}", True),
-    ("\\boxed{\\sqrt{50}}", "5\\sqrt{2}", True),
-    ("\\boxed{\\frac{\\sqrt{3}}{3}}", "\\frac{1}{\\sqrt3}", True),
-    ("\\boxed{2^{10}}", "1024", True),
-    ("\\boxed{10!}", "3628800", True),
-    ("\\boxed{\\binom{10}{3}}", "120", True),
     ("\\boxed{{5}}", "5", True),
     ("\\boxed{\\{5\\}}", "5", True),
-    ("\\boxed{(5)}", "5", True),
     ("\\boxed{\\left(\\frac{1}{2},\\ 3\\right)}", "(0.5,3)", True),
     ("\\boxed{-x-1}", "-(x+1)", True),
     ("\\boxed{x-1}", "1-x", False),
     ("\\boxed{\\text{Monday}}", "\\text{Monday}", True),
-    ("\\boxed{Monday}", "\\text{Monday}", True),
     ("\\boxed{\\text{monday.}}", "\\text{Monday}", True),
-    ("\\boxed{3:2}", "\\frac{3}{2}", True),
-    ("\\boxed{2\\sqrt{3}\\text{ cm}}", "2\\sqrt{3}", True),
-    ("\\boxed{5 \\text{ units}^2}", "5", True),
-    ("\\boxed{5\\text{ km/h}}", "5", True),
-    ("\\boxed{5\\text{ miles per hour}}", "5", True),
-    ("\\boxed{5\\,\\mathrm{cm}}", "5", True),
     ("\\boxed{5 \\mathrm{~cm}}", "5", True),
-    ("\\boxed{1.0 \\times 10^{-2}}", "0.01", True),
-    ("\\boxed{\\operatorname{even}}", "\\text{even}", True),
     ("\\boxed{x^2 + y^2 - 13 = 0}", "x^2+y^2=13", True),
     ("\\boxed{y = \\frac{1}{2}x+3}", "x-2y+6=0", True),
     ("\\boxed{\\text{(A), (C)}}", "A,C", True),
-    ("\\boxed{\\pi/4}", "\\frac{\\pi}{4}", True),
     ("\\boxed{0.785}", "\\frac{\\pi}{4}", False),
-    ("\\boxed{n^2-1}", "(n+1)(n-1)", True),
     ("\\boxed{\\infty}", "\\infty", True),
     ("\\boxed{5+0i}", "5", True),
-    ("\\boxed{\\overline{AB}}", "\\overline{AB}", True),
     ("\\boxed{|x|\\le 3}", "[-3,3]", True),
     ("\\boxed{3\\sqrt{2}+\\sqrt{3}}", "\\sqrt3+3\\sqrt2", True),
     ("\\boxed{\\begin{bmatrix}1\\\\2\\end{bmatrix}}", "\\begin{pmatrix}1\\\\2\\end{pmatrix}", True),
     ("\\boxed{60^{\\circ}, 120^\\circ}", "60,120", True),
     ("\\boxed{-\\frac{\\sqrt{2}}{2}-\\frac{\\sqrt{2}}{2}i}", "-\\frac{1+i}{\\sqrt2}", True),
-    ("\\boxed{4\\text{th}}", "4", True),
-    ("\\boxed{\\frac{x+1}{x-1}}", "1+\\frac{2}{x-1}", True),
     ("\\boxed{(1,2)\\cup(3,4)}", "(3,4)\\cup(1,2)", True),
     ("\\boxed{1.5\\text{ million}}", "1500000", False),
-    ("\\boxed{\\emptyset}", "\\emptyset", True),
     ("\\boxed{\\varnothing}", "\\emptyset", True),
-    ("\\boxed{\\mathbb{R}}", "(-\\infty,\\infty)", True),
-    ("\\boxed{2,000,000}", "2{,}000{,}000", True),
     ("\\boxed{5}\n\n#### 6", "5", True),
     ("\\boxed{1\\frac{3}{4}}", "\\frac{7}{4}", True),
     ("\\boxed{\\log_{2}{3}}", "\\frac{\\ln 3}{\\ln 2}", True),
     ("\\boxed{\\cos^2\\theta}", "1-\\sin^2\\theta", True),
     ("\\boxed{1.5\\text{ million}}", "1.5", False),
     ("\\boxed{5\\text{ thousand}}", "5", False),
-    ("\\boxed{5 dozen}", "5", False),
-    ("\\boxed{25}", "\\$25", True),
     ("\\boxed{(3,\\frac{\\pi}{2})}", "\\left(3,\\frac{\\pi}{2}\\right)", True),
     ("\\boxed{AB}", "BA", False),
     ("\\boxed{x=1,y=2}", "y=2,x=1", True),
@@ -676,19 +550,11 @@ def test_whole_outputs(response, gold, right):
 
 
 def test_tasks():
-    assert grade(["x # 5", "x # 05", "x"], ["5", "5", "5"], "stories") == [True, False, False]
-    assert grade(
-        ["The answer is (B)", r"\boxed{C}", "The answer is B or C"], ["B", "B", "B"], "arc"
-    ) == [True, False, False]
-    said = [
-        "#### 18",
-        "#### $18.00",
-        "#### 18 dollars",
-        "The answer is 18 eggs per day.",
-        "The answer is $x = 18$.",
-        "18",
-    ]
-    assert grade(said, ["18"] * 6, "gsm8k") == [True] * 5 + [False]
+    assert grade(["x # 5", "x # 05", "x"], ["5"] * 3, "stories") == [True, False, False]
+    responses = ["The answer is (B)", r"\boxed{C}", "The answer is B or C"]
+    assert grade(responses, ["B"] * 3, "arc") == [True, False, False]
+    responses = ["#### 18", "#### $18.00", "The answer is 18 eggs per day.", "18"]
+    assert grade(responses, ["18"] * 4, "gsm8k") == [True] * 3 + [False]
     assert grade(["#### 1,800", "#### 180"], ["1800", "1,800"], "gsm8k") == [True, False]
     with pytest.raises(ValueError):
         grade(["5"], ["5", "6"], "math")
@@ -702,46 +568,46 @@ def test_a_new_task_reuses_a_grader(monkeypatch):
 # -- real references -----------------------------------------------------------------------------
 
 
+def rows(name):
+    return [row for _, row in data.read_rows(str(DATA / name))]
+
+
 @needs_data
 def test_math500_references_equal_themselves():
-    golds = [
-        json.loads(line)["answer"] for line in open(DATA / "math/math500.jsonl", encoding="utf-8")
-    ]
-    assert (
-        sum(grade([r"Thus $\boxed{%s}$." % gold for gold in golds], golds, "math"))
-        == len(golds)
-        == 500
-    )
+    golds = [row["answer"] for row in rows("math/math500.jsonl")]
+    assert sum(grade([rf"Thus $\boxed{{{gold}}}$." for gold in golds], golds, "math")) == 500
     # The same again past the first string comparison.
-    assert sum(answers_match(gold + r"\,.", gold, "math") for gold in golds) == 500
+    assert all(answers_match(gold + r"\,.", gold, "math") for gold in golds)
 
 
 @needs_data
 def test_math_train_references():
-    rows = [
-        json.loads(line)
-        for line in gzip.open(DATA / "math/train12k.jsonl.gz", "rt", encoding="utf-8")
-    ]
-    right = grade([row["solution"] for row in rows], [row["answer"] for row in rows], "math")
+    train = rows("math/train12k.jsonl.gz")
+    right = grade([row["solution"] for row in train], [row["answer"] for row in train], "math")
     # Two have no answer. 22 box two answers, joined by "and" (a list) or "or" (no answer).
-    assert sum(right) == len(rows) - 24
-    golds = sorted({row["answer"] for row in rows if row["answer"]})
+    assert sum(right) == len(train) - 24
+    golds = sorted({row["answer"] for row in train if row["answer"]})
     shuffled = random.Random(0).sample(golds, len(golds))
-    equal = sum(grade([r"\boxed{%s}" % x for x in shuffled], golds, "math"))
+    equal = sum(grade([rf"\boxed{{{x}}}" for x in shuffled], golds, "math"))
     assert equal <= 8  # chance pairs such as 1/2 and 0.5
 
 
 @needs_data
 def test_gsm8k_references():
-    rows = [json.loads(line) for line in open(DATA / "gsm8k/test.jsonl", encoding="utf-8")]
-    golds = [row["answer"].split("####")[1].strip() for row in rows]
-    assert all(grade([row["answer"] for row in rows], golds, "gsm8k"))
+    answers = [row["answer"] for row in rows("gsm8k/test.jsonl")]
+    golds = [answer.split("####")[1].strip() for answer in answers]
     plain = [gold.replace(",", "") for gold in golds]
+    assert all(grade(answers, golds, "gsm8k"))
     assert all(grade([f"The answer is ${x}.00." for x in plain], golds, "gsm8k"))
-    assert not any(
-        grade([f"#### {x}0" for x in plain if x != "0"], [x for x in golds if x != "0"], "gsm8k")
-    )
+    tenfold = grade([f"#### {x}0" for x in plain], golds, "gsm8k")
+    assert sum(tenfold) == plain.count("0")
     assert not any(grade([f"#### {int(x) + 1}" for x in plain], golds, "gsm8k"))
+
+
+@needs_data
+def test_no_real_reference_answer_is_a_copy_of_its_question():
+    for row in rows("math/train12k.jsonl.gz") + rows("math/math500.jsonl"):
+        assert not grader.copies(row["answer"], row["answer"], row["problem"]), row["unique_id"]
 
 
 # -- properties ----------------------------------------------------------------------------------
@@ -749,33 +615,15 @@ def test_gsm8k_references():
 
 def number(rng):
     a, b = rng.randint(-50, 50), rng.randint(2, 30)
-    return rng.choice(
-        [
-            f"{a}",
-            f"{a / 8}",
-            rf"\frac{{{a}}}{{{b}}}",
-            f"{a}/{b}",
-            rf"{b}\sqrt{{{abs(a)}}}",
-            rf"{a}\pi",
-            f"{a}x^{b}",
-        ]
-    )
+    forms = [f"{a}", f"{a / 8}", rf"\frac{{{a}}}{{{b}}}", f"{a}/{b}", rf"{b}\sqrt{{{abs(a)}}}"]
+    return rng.choice([*forms, rf"{a}\pi", f"{a}x^{b}"])
 
 
 def answer(rng):
     xs = [number(rng) for _ in range(rng.randint(2, 4))]
-    return rng.choice(
-        [
-            xs[0],
-            xs[0] + "+" + xs[1],
-            "(" + ",".join(xs) + ")",
-            ", ".join(xs),
-            f"[{xs[0]},{xs[1]})",
-            r"\begin{pmatrix}" + r"\\".join(xs) + r"\end{pmatrix}",
-            f"x={xs[0]}",
-            rf"\{{{xs[0]},{xs[1]}\}}",
-        ]
-    )
+    forms = [xs[0], f"x={xs[0]}", f"{xs[0]}+{xs[1]}", f"[{xs[0]},{xs[1]})", ", ".join(xs)]
+    forms += [rf"\{{{xs[0]},{xs[1]}\}}", f"({','.join(xs)})"]
+    return rng.choice([*forms, r"\begin{pmatrix}" + r"\\".join(xs) + r"\end{pmatrix}"])
 
 
 def test_reflexive_and_symmetric():
@@ -818,14 +666,8 @@ def test_never_raises():
             extract_answer(a, task)
             answers_match(a, b, task)
     for _ in range(500):
-        a = "".join(
-            chr(
-                rng.choice(
-                    [rng.randrange(128), rng.randrange(0x11000), rng.randrange(0xD800, 0xE000)]
-                )
-            )
-            for _ in range(9)
-        )
+        ranges = [(0, 128), (0, 0x11000), (0xD800, 0xE000)]
+        a = "".join(chr(rng.randrange(*rng.choice(ranges))) for _ in range(9))
         assert answers_match(a, a, "math") == bool(a.strip())
         extract_answer(a, "math")
 
@@ -895,19 +737,21 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize(
-    "i", range(len(HOSTILE)), ids=lambda i: HOSTILE[i][:24].encode("ascii", "replace").decode()
-)
+@pytest.mark.parametrize("i", range(len(HOSTILE)))
 def test_hostile(i):
     text = HOSTILE[i]
     start = time.process_time()
-    said = [rf"\boxed{{{text}}}", r"\boxed{\frac{10}{2}}", text, "#### " + text, r"\boxed{5.0001}"]
-    for task in ("arc", "code", "gsm8k"):
-        assert all(extract_answer(x, task) != "5" or "5" in text[:9] for x in said[2:4])
-    verdicts = grade(said, ["5"] * 5, "math") + [
-        answers_match(text, "7", "math"),
-        answers_match("7", text, "math"),
+    responses = [
+        rf"\boxed{{{text}}}",
+        r"\boxed{\frac{10}{2}}",
+        text,
+        "#### " + text,
+        r"\boxed{5.0001}",
     ]
+    for task in ("arc", "code", "gsm8k"):
+        assert all(extract_answer(x, task) != "5" or "5" in text[:9] for x in responses[2:4])
+    verdicts = grade(responses, ["5"] * 5, "math")
+    verdicts += [answers_match(text, "7", "math"), answers_match("7", text, "math")]
     assert time.process_time() - start < 10
     assert verdicts[1] and not verdicts[4] and not any(verdicts[5:])
     assert not any(verdicts[::2]) or "5" in text[:2]
@@ -915,43 +759,24 @@ def test_hostile(i):
 
 def test_import_is_light():
     code = "import sys, grader; sys.exit(any(m in sys.modules for m in ('sympy', 'torch')))"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], cwd=pathlib.Path(__file__).parents[1]
-        ).returncode
-        == 0
-    )
+    folder = pathlib.Path(grader.__file__).parent
+    assert subprocess.run([sys.executable, "-c", code], cwd=folder).returncode == 0
 
 
 # question, reference, right answers that restate the question, right answers that do not
 COPIES = [
+    (r"Evaluate $81^{3/4}$. Is it 27?", "27", r"81^{\frac{3}{4}} | (81)^{3/4}+0", "27 | 3^3"),
+    ("Simplify $(5-2i)3+4i$.", "15-2i", "-(-(5-2i)3-4i) | 4i+(5-2i)3", "-2i+15 | 15-6i+4i"),
+    (r"Simplify $\sqrt{180}$.", r"6\sqrt5", r"1\cdot\sqrt{180} | x=\sqrt{180}", r"\sqrt{36}\sqrt5"),
+    ("Let $x=47^2+47+3$. What is $x$?", "2259", "47^2 + (47+3)", r"47\cdot48+3 | 2209+50"),
+    (r"Expand $(t+4)^2 \cdot t$.", "t^3+8t^2+16t", "t(t+4)^2", "t(t^2+8t+16)"),
     (
-        "Evaluate $81^{3/4}$. Is it 27?",
-        "27",
-        "81^{3/4} | 81^{\\frac{3}{4}} | (81)^{3/4}+0",
-        "27 | 3^3",
+        r"Simplify $\frac{7}{\sqrt3}$.",
+        r"\frac{7\sqrt3}{3}",
+        r"7/\sqrt3=7/\sqrt3",
+        r"\sqrt3\cdot7/3",
     ),
-    ("Simplify $(5-2i)3+4i$.", "15-2i", "-(-(5-2i)3-4i) | 4i+(5-2i)3", "15-2i | -2i+15 | 15-6i+4i"),
-    (
-        "Simplify $\\sqrt{180}$.",
-        "6\\sqrt5",
-        "1\\cdot\\sqrt{180} | x=\\sqrt{180}",
-        "\\sqrt{36}\\sqrt5",
-    ),
-    (
-        "Let $x=47^2+47+3$. What is $x$?",
-        "2259",
-        "3+47+47^2 | 47^2 + (47+3)",
-        "47\\cdot48+3 | 2209+50",
-    ),
-    ("Expand $(t+4)^2 \\cdot t$.", "t^3+8t^2+16t", "t(t+4)^2", "t(t^2+8t+16)"),
-    (
-        "Rationalize $\\frac{7}{\\sqrt{3}}$.",
-        "\\frac{7\\sqrt3}{3}",
-        "7/\\sqrt3=7/\\sqrt3",
-        "\\sqrt3\\cdot7/3",
-    ),
-    ("What is $2.5$ as a fraction?", "\\frac52", "", "2.5 | 5/2 | 2\\frac12"),
+    ("What is $2.5$ as a fraction?", r"\frac52", "", r"2.5 | 5/2 | 2\frac12"),
     ("Write $4x - 2y + 6 = 0$ as $y = mx + b$.", "y=2x+3", "4x-2y+6=0 | 6=2y-4x", "y=3+2x"),
 ]
 
@@ -991,19 +816,3 @@ def test_extraction_is_linear(start, piece):
     for task in ("math", "arc", "gsm8k"):
         extract_answer(text, task)
     assert time.process_time() - began < 1  # a pattern that backtracks takes a minute
-
-
-def test_no_real_reference_answer_is_a_copy_of_its_question():
-    folder = pathlib.Path(grader.__file__).parent.parent / "shared" / "data" / "math"
-    if not folder.exists():
-        pytest.skip("no ../shared/data/math: the real rows are not here")
-    rows = [
-        row
-        for name in ("train12k.jsonl.gz", "math500.jsonl")
-        for _, row in data.read_rows(str(folder / name))
-    ]
-    assert not [
-        row["unique_id"]
-        for row in rows
-        if grader.copies(row["answer"], row["answer"], row["problem"])
-    ]
