@@ -18,11 +18,12 @@ Both show the dynamics of self-training. They say nothing about how a pre-traine
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import operator
 import random
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data import Query, Splits, UserError
@@ -39,29 +40,22 @@ LONGEST_TEXT = 4  # moves of a walk that the base or the SFT policy has read, at
 CARELESS = 0.2  # share of the words of a human solution that are wrong, at random
 
 
-# -- walks: numbers and moves ----------------------------------------------------------------------
-
-
-def move_to(number: int, move: str) -> int | None:
-    """The number that a move leads to, None where the move is not allowed.
-
-    >>> move_to(3, "+7"), move_to(3, "/2"), move_to(60, "*2"), move_to(3, "+8")
-    (10, None, None, None)
-    """
-    if move not in MOVES:
-        return None
-    by = int(move[1:])
-    if move[0] == "/" and number % by:
-        return None
-    result = {"+": number + by, "-": number - by, "*": number * by, "/": number // by}[move[0]]
-    return result if 1 <= result <= TOP else None
-
-
 @functools.cache
 def neighbours(number: int) -> dict[str, int]:
-    """The allowed moves from a number, and the numbers that they lead to."""
-    reached = {move: move_to(number, move) for move in MOVES}
-    return {move: result for move, result in reached.items() if result is not None}
+    """The allowed moves from a number, and the numbers that they lead to.
+
+    >>> neighbours(3), neighbours(60)
+    ({'+3': 6, '*2': 6, '+7': 10}, {'+3': 63, '-4': 56, '/2': 30, '+7': 67, '-9': 51})
+    """
+    reached = {}
+    for move in MOVES:
+        by = int(move[1:])
+        results = {"+": number + by, "-": number - by, "*": number * by, "/": number // by}
+        result = results[move[0]]
+        is_whole = move[0] != "/" or number % by == 0
+        if is_whole and 1 <= result <= TOP:
+            reached[move] = result
+    return reached
 
 
 @functools.cache
@@ -127,8 +121,7 @@ def walk_query(start: int, goal: int, uid: str, solution: str = "") -> Query:
 
 def pairs(seed: int) -> list[tuple[int, int]]:
     """All (start, goal), shuffled; the first HELD_OUT are kept from training."""
-    every = [divmod(code, TOP) for code in range(TOP * TOP)]
-    different = [(a + 1, b + 1) for a, b in every if a != b]
+    different = list(itertools.permutations(range(1, TOP + 1), 2))
     random.Random(f"pairs {seed}").shuffle(different)
     return different
 
@@ -155,6 +148,7 @@ def careless(words: list[str], share: float, rng: random.Random) -> list[str]:
     """The words of a walk, a share of them replaced: a move by any move, a number by any number."""
     written = []
     for at, word in enumerate(words):
+        # drawn for every word, so that another share changes no other word
         other = rng.choice(MOVES) if at % 2 == 0 else str(rng.randint(1, TOP))
         written.append(other if rng.random() < share else word)
     return written
@@ -162,7 +156,9 @@ def careless(words: list[str], share: float, rng: random.Random) -> list[str]:
 
 def walk_texts(seed: int, n: int, slip: float, split: str) -> list[Query]:
     """n random walks, each a solution of the question that it answers; none is held out."""
+    # a generator of its own for each split: more base texts change no human solution
     rng = random.Random(f"{split} {seed}")
+    # a text would show the answer to a held-out question
     kept_back = set(pairs(seed)[:HELD_OUT])
     texts: list[Query] = []
     while len(texts) < n:
@@ -192,10 +188,9 @@ SLIP = 0.85  # the share of sentences that the base model's authors took for ano
 EASY = 0.1  # human solutions are of the stories without "times", and of this share of the others
 
 _DIGITS = {str(digit): digit for digit in range(10)}
-_WORDS = {"+": "plus", "-": "minus", "*": "times"}
-_SIGNS = {word: sign for sign, word in _WORDS.items()}
-_OPS = {"+": operator.add, "-": operator.sub, "*": operator.mul}  # modulo MOD
-_MISREAD = {"+": "-", "-": "*", "*": "+"}
+_SIGNS = {"plus": "+", "minus": "-", "times": "*"}
+_OPS = {"plus": operator.add, "minus": operator.sub, "times": operator.mul}  # modulo MOD
+_MISREAD = {"plus": "minus", "minus": "times", "times": "plus"}
 
 Story = dict[str, tuple[str, ...]]  # name -> (digit,) or (a, op, b); a and b are names or digits
 
@@ -204,13 +199,13 @@ def parse_story(text: str) -> tuple[Story, str]:
     """The sentences of a story, and the name that it asks for.
 
     >>> parse_story("Ann has 4 . Bob has Ann times 3 . Cid has Ann plus Bob . Cid ?")
-    ({'Ann': ('4',), 'Bob': ('Ann', '*', '3'), 'Cid': ('Ann', '+', 'Bob')}, 'Cid')
+    ({'Ann': ('4',), 'Bob': ('Ann', 'times', '3'), 'Cid': ('Ann', 'plus', 'Bob')}, 'Cid')
     """
     *sentences, question = text.split(" . ")
     story = {}
     for sentence in sentences:
         name, _has, *words = sentence.split()
-        story[name] = tuple(_SIGNS.get(word, word) for word in words)
+        story[name] = tuple(words)
     return story, question.split()[0]
 
 
@@ -222,9 +217,10 @@ def _solve(story: Story) -> dict[str, str]:
         values[name] = values[a]
         if rest:
             op, b = rest
+            sign = _SIGNS[op]
             values[name] = _OPS[op](values[a], values[b]) % MOD
-            numbers = f"{values[a]} {op} {values[b]} = {values[name]}"
-            steps[name] = f"{name} = {a} {op} {b} = {numbers}"
+            numbers = f"{values[a]} {sign} {values[b]} = {values[name]}"
+            steps[name] = f"{name} = {a} {sign} {b} = {numbers}"
     steps["#"] = f"# {values[name]}"
     return steps
 
@@ -239,13 +235,14 @@ def _draw(rng: random.Random, names: list[str]) -> Story:
     values = {**_DIGITS, names[0]: first}
     for i, name in enumerate(names[1:], 1):
         value = misread = None
+        # else a careless author would be right by luck
         while value == misread:
             a = rng.choice(names[:i])
-            op = rng.choice("++-*")
-            if op == "+" and rng.random() < 0.5:
+            op = rng.choice(["plus", "plus", "minus", "times"])
+            if op == "plus" and rng.random() < 0.5:
                 b = rng.choice(names[:i])
             else:
-                b = str(rng.randint(2 if op == "*" else 1, MOD - 1))
+                b = str(rng.randint(2 if op == "times" else 1, MOD - 1))
             value = _OPS[op](values[a], values[b]) % MOD
             misread = _OPS[_MISREAD[op]](values[a], values[b]) % MOD
         story[name] = (a, op, b)
@@ -264,17 +261,16 @@ def draw_story(rng: random.Random, max_ops: int, uid: str, slip: float = 0.0) ->
     """
     names = NAMES[: rng.randint(max(2, max_ops - 2), max_ops) + 1]
     operands: set[str] = set()
-    while not operands.issuperset(names[:-1]):  # until everyone is needed
+    # until everyone is needed, so that no step of a solution is idle
+    while not operands.issuperset(names[:-1]):
         story = _draw(rng, names)
         operands = {word for words in story.values() for word in words}
-    sentences = []
-    as_read: Story = {}
-    for name, words in story.items():
-        sentences.append(f"{name} has {' '.join(_WORDS.get(word, word) for word in words)} .")
-        as_read[name] = words
-        if len(words) > 1 and rng.random() < slip:
-            a, op, b = words
+    as_read = dict(story)
+    for name in names[1:]:
+        if rng.random() < slip:
+            a, op, b = story[name]
             as_read[name] = (a, _MISREAD[op], b)
+    sentences = [f"{name} has {' '.join(words)} ." for name, words in story.items()]
     text = " ".join([*sentences, f"{names[-1]} ?"])
     gold = _solve(story)["#"].removeprefix("# ")
     return Query(uid, text, gold, " ; ".join(_solve(as_read).values()))
@@ -300,32 +296,31 @@ def check_story(text: str, response: str) -> list[bool]:
     story, asked = parse_story(text)
     truth = _solve(story)
     first, *others = story
-    known = {first}  # whose numbers right steps have derived
+    known = {first, *_DIGITS, *_OPS}  # words that a right step may build on
     expected = iter(others)
     right = []
     for step in re.split(r" ;(?= )", response.removesuffix(" ;")):
         words = step.split()
         if words[:1] == ["#"]:
-            right.append(asked in known and " ".join(words) == truth["#"])
-            continue
-        name = next(expected, None)
-        needed = {word for word in story.get(name, ()) if word in story}
-        is_right = name is not None and needed <= known
-        right.append(is_right and _is_same_step(words, truth[name].split()))
-        if right[-1]:
-            known.add(name)
+            is_right = asked in known and words == truth["#"].split()
+        else:
+            # a wrong step uses its sentence up: a second try would make guessing pay
+            name = next(expected, None)
+            is_right = name is not None and known.issuperset(story[name])
+            is_right = is_right and _is_same_step(words, truth[name].split())
+            if is_right:
+                known.add(name)
+        right.append(is_right)
     return right
 
 
 def _is_same_step(words: list[str], truth: list[str]) -> bool:
     """Whether `X = A op B = a op b = r` is the true step but for X, A, B and the order of a, b."""
-    if len(words) != len(truth):
-        return False
-    for name in (0, 2, 4):  # X, A, B
-        words[name] = truth[name]
-    if truth[7] in "+*" and (words[6], words[8]) == (truth[8], truth[6]):
-        words[6], words[8] = words[8], words[6]
-    return words == truth
+    a, op, b = truth[6:9]
+    numbers = [truth[5:]]
+    if op in "+*":
+        numbers.append(["=", b, op, a, *truth[9:]])
+    return words[1:4:2] == truth[1:4:2] and words[5:] in numbers
 
 
 def story_texts(max_ops: int, n: int) -> list[Query]:
@@ -344,11 +339,10 @@ def load_stories(cfg) -> Splits:
     test = _fresh(rng, cfg, "test", 500, seen)
     val = _fresh(rng, cfg, "val", cfg.val_queries, seen)
     train = _fresh(rng, cfg, "train", cfg.toy_queries, seen)
+    # hard stories are left for self-training to solve
     easy = [q.id for q in train if "times" not in q.text or rng.random() < EASY]
     solved = set(easy[: cfg.toy_solutions])
-    for i, query in enumerate(train):
-        if query.id not in solved:
-            train[i] = Query(query.id, query.text, query.gold)
+    train = [q if q.id in solved else replace(q, solution="") for q in train]
     # the test set keeps its first name: the seeds of its samples are made of it
     return Splits(train, val, {"toy": test}, "{query}", "{query}")
 
@@ -356,21 +350,19 @@ def load_stories(cfg) -> Splits:
 def _fresh(rng: random.Random, cfg, split: str, n: int, seen: set[str]) -> list[Query]:
     """n stories that are not in `seen`, which they join."""
     queries: list[Query] = []
-    again = 0
     while len(queries) < n:
-        query = draw_story(rng, cfg.toy_max_ops, f"{split}/{len(queries)}")
-        if query.text not in seen:
-            again = 0
-            seen.add(query.text)
-            queries.append(query)
-            continue
-        again += 1
-        if again == 1000:
+        # of short stories there are a few hundred only
+        for _ in range(1000):
+            query = draw_story(rng, cfg.toy_max_ops, f"{split}/{len(queries)}")
+            if query.text not in seen:
+                break
+        else:
             raise UserError(
                 f"--toy-max-ops {cfg.toy_max_ops}: there are hardly more than {len(seen):,} such "
-                f"stories, too few for 500 test questions, --val-queries {cfg.val_queries} and "
-                f"--toy-queries {cfg.toy_queries}"
+                "stories, too few for 500 test questions, --val-queries and --toy-queries"
             )
+        seen.add(query.text)
+        queries.append(query)
     return queries
 
 
@@ -406,37 +398,31 @@ def story_base(cfg) -> Base:
     return Base(name, 0, STORY_WORDS, texts, layers=2, steps=steps, batch_size=32, lr=5e-3)
 
 
-def make_tiny_llama(
-    folder: Path, words: list[str], seed: int, width: int = 64, layers: int = 2, heads: int = 4
-) -> None:
+def make_tiny_llama(folder: Path, words: list[str], seed: int, layers: int = 2) -> None:
     """Writes a word-level tokenizer and a LlamaForCausalLM with random weights to `folder`."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    vocabulary = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>", "<unk>", *words])}
+    special = dict(pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    vocabulary = {word: i for i, word in enumerate([*special.values(), *words])}
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = dict(pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     limits = dict(clean_up_tokenization_spaces=False, model_max_length=256)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, **special, **limits)
+    PreTrainedTokenizerFast(tokenizer_object=raw, **special, **limits).save_pretrained(folder)
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=2 * width + width // 2,
+        vocab_size=len(vocabulary),
+        hidden_size=64,
+        intermediate_size=160,
         num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
+        num_attention_heads=4,
         max_position_embeddings=256,
         initializer_range=0.06,
-        tie_word_embeddings=False,
         pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
     )
+    # transformers draws weights from the default generator
     torch.manual_seed(seed)
     LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 # -- tables: task -> ... ---------------------------------------------------------------------------

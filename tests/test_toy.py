@@ -1,4 +1,4 @@
-"""toy.py: stories and their checker, against readings of our own; the tiny Llama's tokenizer."""
+"""toy.py: stories and their checker, against readings of our own; walks; the tiny Llama."""
 
 import random
 
@@ -9,21 +9,25 @@ from config import parse_config
 from data import UserError
 from trainer import load_tokenizer
 
+# -- stories ---------------------------------------------------------------------------------------
+
 
 def load(*flags: str):
     return toy.load_stories(parse_config(["--task", "stories", *flags]))
 
 
-def test_solutions_are_right_and_splits_disjoint():
-    splits = load("--toy-queries", "600", "--toy-solutions", "200")
+def test_solutions_are_right_mostly_of_easy_stories_and_splits_disjoint():
+    flags = ("--toy-queries", "2000", "--toy-solutions", "800")
+    splits = load(*flags)
     solved = [q for q in splits.train if q.solution]
-    assert len(solved) == 200 and len(splits.train) == 600
+    assert len(solved) == 800 and len(splits.train) == 2000
     for q in solved:
-        assert all(toy.check_story(q.text, q.solution))
-        assert q.solution.endswith(f"# {q.gold}")
+        assert all(toy.check_story(q.text, q.solution)) and q.solution.endswith(f"# {q.gold}")
+    hard = [q for q in solved if "times" in q.text]
+    assert 0.05 < len(hard) / 800 < 0.2
     questions = [q.text for q in splits.train + splits.val + splits.tests["toy"]]
     assert len(set(questions)) == len(questions)
-    assert splits.train == load("--toy-queries", "600", "--toy-solutions", "200").train
+    assert splits == load(*flags)
 
 
 def substituted(text: str) -> int:
@@ -31,19 +35,12 @@ def substituted(text: str) -> int:
     words = {"plus": "+", "minus": "-", "times": "*"}
     story = {}
     for sentence in text.split(" . ")[:-1]:
-        name, _, *said = sentence.split()
-        story[name] = " ".join(words.get(word, word) for word in said)
+        name, _, *terms = sentence.split()
+        story[name] = " ".join(words.get(word, word) for word in terms)
     answer = f"( {text.split()[-2]} )"
     while any(name in answer.split() for name in story):
         answer = " ".join(f"( {story[w]} )" if w in story else w for w in answer.split())
     return eval(answer) % toy.MOD  # our own story, no model's text
-
-
-def test_answers_against_substitution():
-    rng = random.Random()
-    for i in range(300):
-        q = toy.draw_story(rng, 6, str(i))
-        assert int(q.gold) == substituted(q.text), q
 
 
 def test_a_change_of_one_token_breaks_a_step_unless_it_is_a_name():
@@ -59,11 +56,12 @@ def test_a_change_of_one_token_breaks_a_step_unless_it_is_a_name():
             assert all(toy.check_story(q.text, changed)) == is_name, (q, changed)
 
 
-def test_a_misread_sentence_is_another_number_and_a_wrong_step():
+def test_answers_are_right_and_a_misread_sentence_is_another_number_and_a_wrong_step():
     rng = random.Random()
     misread = lucky = 0
     for i in range(500):
         q = toy.draw_story(rng, 5, str(i), slip=0.5)
+        assert int(q.gold) == substituted(q.text), q
         right = toy.check_story(q.text, q.solution)
         if all(right):
             continue
@@ -73,13 +71,6 @@ def test_a_misread_sentence_is_another_number_and_a_wrong_step():
         asked = q.text.replace(f"{q.text.split()[-2]} ?", f"{wrong[0]} ?")
         assert int(wrong[-1]) != substituted(asked), q
     assert misread > 300 and 0.05 < lucky / misread < 0.3
-
-
-def test_human_solutions_are_mostly_of_easy_stories():
-    train = load("--toy-queries", "4000", "--toy-solutions", "1500").train
-    shown = [q for q in train if q.solution]
-    hard = [q for q in shown if "times" in q.text]
-    assert len(shown) == 1500 and 0.05 < len(hard) / 1500 < 0.2
 
 
 def test_too_few_different_stories_are_one_line():
@@ -112,6 +103,23 @@ def test_too_few_different_stories_are_one_line():
 def test_check_story(response, right):
     story = "Ann has 4 . Bob has Ann times 3 . Cid has Ann plus Bob . Cid ?"
     assert toy.check_story(story, response) == right
+
+
+# -- walks -----------------------------------------------------------------------------------------
+
+
+def test_walks_held_out_are_in_no_text_and_one_word_in_five_of_a_solution_is_wrong():
+    cfg = parse_config(["--task", "walk", "--toy-texts", "2000"])
+    splits, texts = toy.load_walk(cfg), toy.walk_base(cfg).texts
+    assert all(all(toy.check_walk(q.text, q.solution)) for q in texts)
+    held_out = {q.text for q in splits.val + splits.tests["walk"]}
+    assert held_out.isdisjoint(q.text for q in [*splits.train, *splits.human, *texts])
+    right = [all(toy.check_walk(q.text, q.solution)) for q in splits.human]
+    # a walk of 1 to 4 moves has 2 to 8 words: 0.8^2 to 0.8^8 of them are whole
+    assert 0.25 < sum(right) / len(right) < 0.5
+
+
+# -- the base models -------------------------------------------------------------------------------
 
 
 def test_the_tokenizer_gives_every_text_back(tmp_path):
