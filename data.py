@@ -11,7 +11,6 @@ that have a human `solution` are also the SFT set, `val` queries choose checkpoi
 from __future__ import annotations
 
 import ast
-import errno
 import functools
 import gzip
 import json
@@ -25,79 +24,10 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
-# -- errors ----------------------------------------------------------------------------------------
-
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+# -- records and errors ----------------------------------------------------------------------------
 
 
-class UserError(Exception):
-    """Something that the user can mend, in one line."""
-
-
-class BadRow(Exception):
-    """A row that cannot be used, and why. `clean` counts it and goes on."""
-
-
-def run(main: Callable[[], None]) -> None:
-    """Runs a script's main; what the user or the machine did wrong is one line and exit code 2.
-
-    Ctrl-C is exit code 130. A reader of the output that has gone, as of `| head`, is code 141 and
-    no line. A traceback is for faults of ours.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # ASCII has no plus-minus sign
-    try:
-        main()
-        print(end="", flush=True)
-    except KeyboardInterrupt:
-        _end(130, "\nstopped; the same command goes on from here")
-    except BrokenPipeError:
-        if not _is_unread(1) and not _is_unread(2):
-            raise  # it was a pipe of ours
-        _end(141, "")
-    except Exception as e:
-        reason = str(e) if isinstance(e, UserError) else _machine_fault(e)
-        if not reason:
-            raise
-        _end(2, f"{Path(sys.argv[0]).name}: {reason}")
-
-
-def _end(code: int, line: str) -> None:
-    """Ends the process without another error from what stdout could not take."""
-    try:
-        print(end="", flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    if line:
-        print(line, file=sys.stderr)
-    sys.exit(code)
-
-
-def _is_unread(pipe: int) -> bool:
-    poll = select.poll()
-    poll.register(pipe, select.POLLOUT)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
-
-
-def _machine_fault(e: Exception) -> str:
-    """A full or read-only disk, or a folder that has gone, in one line; "" for other exceptions."""
-    try:
-        os.getcwd()
-    except OSError:
-        return "the working directory is gone; go to another and give the same command"
-    kept = "what was complete is kept, the same command goes on"
-    if isinstance(e, OSError) and e.errno in _DISK_ERRORS:
-        return f"{e.strerror}: {e.filename or 'while writing'}; {kept}"
-    # safetensors and torch raise kinds of their own when the disk is full
-    if re.search("No space left on device|unexpected pos", str(e)):
-        return f"{' '.join(str(e).split())[:200]}; {kept}"
-    return ""
-
-
-# -- records ---------------------------------------------------------------------------------------
-
-
+# frozen, so that prompts can be cached by query
 @dataclass(frozen=True)
 class Query:
     """x: one question."""
@@ -135,6 +65,14 @@ class Splits:
     human: list[Query] = field(default_factory=list)  # the SFT set, where it is not train's own
 
 
+class UserError(Exception):
+    """Something that the user can mend, in one line."""
+
+
+class BadRow(Exception):
+    """A row that cannot be used, and why. `clean` counts it and goes on."""
+
+
 # -- rows of a file or of the hub ------------------------------------------------------------------
 
 Row = tuple[str, dict]  # its place, "FILE:LINE" or "NAME/CONFIG[SPLIT]:NUMBER", and its columns
@@ -143,64 +81,45 @@ Row = tuple[str, dict]  # its place, "FILE:LINE" or "NAME/CONFIG[SPLIT]:NUMBER",
 def read_rows(path: str) -> Iterator[Row]:
     """The rows of a .jsonl, .jsonl.gz or .parquet file, each with its place.
 
-    raises UserError  the file is missing, empty or of another kind, or a line is no JSON object
+    raises UserError  at once where there is no such file; while it is read, where it is empty or
+                      torn, or a line is no JSON object
     """
-    file = Path(path)
-    if not file.is_file():
+    if not Path(path).is_file():
         raise UserError(f"no such file: {path}")
+    return _numbered_rows(path)
+
+
+def _numbered_rows(path: str) -> Iterator[Row]:
     n = 0
     try:
-        for n, row in _numbered_rows(file):
+        for n, line in enumerate(_lines(path), 1):
+            if isinstance(line, str) and line.isspace():
+                continue
+            row = json.loads(line) if isinstance(line, str) else line
+            if not isinstance(row, dict):
+                raise ValueError("not a JSON object")
             yield f"{path}:{n}", row
     except (OSError, EOFError, ValueError) as e:
-        reason = " ".join(str(e).split())
-        raise UserError(f"{path}: can't be read ({reason})") from None
+        kinds = "expected a .parquet file, or JSON objects, one a line"
+        raise UserError(f"{path}:{n}: can't be read ({_one_line(e)}); {kinds}") from None
     if n == 0:
         raise UserError(f"{path}: the file holds no rows")
 
 
-def _numbered_rows(file: Path) -> Iterator[tuple[int, dict]]:
-    if file.suffix == ".parquet":
+def _lines(path: str) -> Iterator[str | dict]:
+    if path.endswith(".parquet"):
         import pyarrow.parquet
 
-        yield from enumerate(pyarrow.parquet.read_table(file).to_pylist(), 1)
-    elif file.name.endswith((".jsonl", ".jsonl.gz", ".json.gz", ".json")):
-        opener = gzip.open if file.suffix == ".gz" else open
-        with opener(file, "rt", encoding="utf-8") as lines:
-            for n, line in enumerate(lines, 1):
-                if not line.isspace():
-                    yield n, _json_object(line, f"{file}:{n}")
-    else:
-        raise UserError(f"{file}: expected a .jsonl, .jsonl.gz or .parquet file")
+        yield from pyarrow.parquet.read_table(path).to_pylist()
+        return
+    opener = gzip.open if path.endswith(".gz") else open
+    with opener(path, "rt", encoding="utf-8") as lines:
+        yield from lines
 
 
-def _json_object(line: str, where: str) -> dict:
-    try:
-        row = json.loads(line)
-    except ValueError as e:
-        raise UserError(f"{where}: not JSON ({e})") from None
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: expected a JSON object, one a line")
-    return row
-
-
-def hub_reason(e: Exception) -> str:
-    """An exception of the hub's libraries as the one line that a user needs."""
-    line = " ".join(str(e).split())[:200]
-    if "gated" in line:
-        return "it is gated: accept the terms on its page, then `hf auth login`"
-    if not re.search("connect|offline", str(e), re.I):
-        return line
-    way_out = "download the model elsewhere and give its folder"
-    return f"not a local folder, and the hub can't be reached; {way_out}"
-
-
-def hub_rows(
-    name: str, config: str | None, split: str, flags: str = "--train-file and --test-file"
-) -> Iterator[Row]:
+def hub_rows(name: str, config: str | None, split: str) -> Iterator[Row]:
     """The rows of a data set on the hub, or of a folder that `datasets` can read.
 
-    flags             what takes local files instead, for the message
     raises UserError  the data set cannot be loaded
     """
     try:
@@ -213,11 +132,25 @@ def hub_rows(
         else:
             rows = datasets.load_dataset(name, config, split=split)
     except Exception as e:  # a dozen kinds mean "no network", and the way out is the same for all
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0][:160]
-        message = f"can't load {name} from the hub ({reason}); give local copies by {flags}"
-        raise UserError(message) from None
-    place = f"{name}/{config or ''}[{split}]"
-    return ((f"{place}:{i}", row) for i, row in enumerate(rows))
+        way_out = "give local copies by --train-file and --test-file, or --annotations"
+        raise UserError(f"can't load {name} from the hub ({_one_line(e)}); {way_out}") from None
+    for i, row in enumerate(rows):
+        yield f"{name}/{config or ''}[{split}]:{i}", row
+
+
+def hub_reason(e: Exception) -> str:
+    """An exception of the hub's libraries as the one line that a user needs."""
+    line = _one_line(e)
+    if "gated" in line:
+        return "it is gated: accept the terms on its page, then `hf auth login`"
+    if re.search("connect|offline", str(e), re.I):
+        way_out = "download the model elsewhere and give its folder"
+        return f"not a local folder, and the hub can't be reached; {way_out}"
+    return line
+
+
+def _one_line(e: Exception) -> str:
+    return " ".join(str(e).split())[:200] or type(e).__name__
 
 
 def column(row: dict, name: str) -> str:
@@ -229,10 +162,11 @@ def column(row: dict, name: str) -> str:
 
 
 def json_column(row: dict, name: str):
-    """What the JSON text of a column holds, None where it is empty; raises BadRow."""
+    """What the JSON text of a column holds, None where it has none; raises BadRow."""
     try:
-        return json.loads(column(row, name) or "null")
-    except (ValueError, RecursionError):  # numbers without end, nesting without end
+        return json.loads(row.get(name) or "null")
+    # TypeError: not a text; the others: numbers without end, nesting without end
+    except (TypeError, ValueError, RecursionError):
         raise BadRow(f"broken JSON in column {name!r}") from None
 
 
@@ -244,13 +178,40 @@ def _texts_only(values: Iterable) -> bool:
 
 MakeQuery = Callable[[str, dict], Query]  # of a row's place and its columns
 HubPlace = tuple[str, str | None, str]  # name, config, split
-HubTests = dict[str, HubPlace]
-Prompts = tuple[str, str]  # Splits.base, Splits.chat
 
 
-def folded(query: Query) -> str:
-    """The question with white space folded: two queries are the same one if these are equal."""
-    return " ".join(query.text.split())
+def load(
+    cfg, make: MakeQuery, train: list[HubPlace], tests: dict[str, HubPlace], prompts: tuple
+) -> Splits:
+    """The splits of a task with real rows; `prompts` are Splits.base and Splits.chat.
+
+    The rows come from --train-file and --test-file, without these from `train` and `tests` on the
+    hub. No training question is in a test set. The validation set is drawn from the training rows.
+    """
+    # nothing is read before all sources stand, so that a wrong path shows before a download
+    if cfg.train_file:
+        parts = [read_rows(path) for path in cfg.train_file.split(",")]
+    else:
+        parts = [hub_rows(*place) for place in train]
+    if cfg.test_file:
+        test_rows = _local_tests(cfg.test_file.split(","))
+    else:
+        test_rows = {name: hub_rows(*place) for name, place in tests.items()}
+    test_sets = {name: clean(rows, make, f"{name} test") for name, rows in test_rows.items()}
+    taken = {folded(query) for query in chain.from_iterable(test_sets.values())}
+    queries = clean(chain.from_iterable(parts), make, "train", taken)
+    # drawn by the task's name, so that runs of all seeds validate on the same questions
+    val, rest = hold_out(queries, cfg.val_queries, f"{cfg.task} val")
+    return Splits(rest, val, test_sets, *prompts)
+
+
+def _local_tests(paths: list[str]) -> dict[str, Iterator[Row]]:
+    """Each file of --test-file is a test set, named without its endings."""
+    named = {Path(path).name.split(".")[0]: read_rows(path) for path in paths}
+    if len(named) < len(paths) or named.keys() & {"train", "val", "pool", "selected"}:
+        why = "a test set can't be called as another or by a word of the log (train, val, ...)"
+        raise UserError(f"--test-file {','.join(paths)}: {why}; rename the file")
+    return named
 
 
 def clean(
@@ -264,12 +225,12 @@ def clean(
     """
     queries: list[Query] = []
     dropped: dict[str, list[str]] = {}  # why -> where
-    seen: set[str] = set()
+    seen = dict.fromkeys(taken, "in another split")  # a question -> why it can't come again
     total = 0
     for total, (where, row) in enumerate(rows, 1):
         try:
             query = make(where, row)
-            _check(query, seen, taken)
+            _check(query, seen)
             queries.append(query)
         except (BadRow, UnicodeEncodeError) as e:
             dropped.setdefault(str(e), []).append(where)
@@ -277,61 +238,29 @@ def clean(
     for why, places in dropped.items():
         lines.append(f"{len(places)} of {total} rows dropped, {why} (first: {places[0]})")
     if not queries:
-        raise UserError(f"{name}: none of its rows can be used: {'; '.join(lines[:3])}")
+        raise UserError(f"{name}: none of its {total} rows can be used ({'; '.join(lines[:3])})")
     for line in lines:
         print(f"{name}: {line}", file=sys.stderr)
     return queries
 
 
-def _check(query: Query, seen: set[str], taken: set[str]) -> None:
+def _check(query: Query, seen: dict[str, str]) -> None:
     """Adds a question to `seen`; raises BadRow where it is no use."""
     text = folded(query)
     f"{text}{query.gold}{query.solution}".encode()  # half a surrogate pair cannot be written
-    is_new = text not in seen
-    seen.add(text)
+    why = seen.get(text)
+    seen.setdefault(text, "a question twice")
     if not text:
         raise BadRow("no question")
     if not query.gold:
         raise BadRow("no gold answer")
-    if text in taken:
-        raise BadRow("in another split")
-    if not is_new:
-        raise BadRow("a question twice")
+    if why:
+        raise BadRow(why)
 
 
-def load(cfg, make: MakeQuery, train: list[HubPlace], tests: HubTests, prompts: Prompts) -> Splits:
-    """The splits of a task with real rows.
-
-    The rows come from --train-file and --test-file, without these from `train` and `tests` on the
-    hub. No training question is in a test set. The validation set is drawn from the training rows.
-    """
-    for path in f"{cfg.train_file},{cfg.test_file}".split(","):
-        if path and not Path(path).is_file():  # before anything is fetched
-            raise UserError(f"no such file: {path}")
-    test_sets = {}
-    if cfg.test_file:
-        for name, path in _test_files(cfg.test_file).items():
-            test_sets[name] = clean(read_rows(path), make, path)
-    else:
-        for name, place in tests.items():
-            test_sets[name] = clean(hub_rows(*place), make, f"{name} test")
-    if cfg.train_file:
-        parts = (read_rows(path) for path in cfg.train_file.split(","))
-    else:
-        parts = (hub_rows(*place) for place in train)
-    taken = {folded(query) for query in chain.from_iterable(test_sets.values())}
-    queries = clean(chain.from_iterable(parts), make, "train", taken)
-    val, rest = hold_out(queries, cfg.val_queries, f"{cfg.task} val")
-    return Splits(rest, val, test_sets, *prompts)
-
-
-def _test_files(paths: str) -> dict[str, str]:
-    """Name -> path: each file of --test-file is a test set, named without its endings."""
-    named = {Path(path).name.split(".")[0]: path for path in paths.split(",")}
-    if len(named) <= paths.count(",") or named.keys() & {"train", "val", "pool", "selected"}:
-        why = "a test set can't be called as another or by a word of the log (train, val, ...)"
-        raise UserError(f"--test-file {paths}: {why}; rename the file")
-    return named
+def folded(query: Query) -> str:
+    """The question with white space folded: two queries are the same one if these are equal."""
+    return " ".join(query.text.split())
 
 
 def hold_out(queries: list[Query], n: int, seed: str) -> tuple[list[Query], list[Query]]:
@@ -340,24 +269,21 @@ def hold_out(queries: list[Query], n: int, seed: str) -> tuple[list[Query], list
     Where some queries are of a data set's test part, as MATH's are [App. A], they alone are drawn
     from, and stand first in the rest. At most a fifth is drawn.
     """
-    ordered = sorted(queries, key=_is_of_test, reverse=True)
-    total = sum(map(_is_of_test, queries)) or len(queries)
-    if total < 5:
-        few = f"{total} usable rows are too few to hold any out for validation"
-        raise UserError(f"--train-file: {few}")
-    drawn = set(random.Random(seed).sample(range(total), min(n, total // 5)))
-    val = [query for i, query in enumerate(ordered) if i in drawn]
-    rest = [query for i, query in enumerate(ordered) if i not in drawn]
+    # by MATH's unique_id, or by the row's place on the hub
+    of_test = [q for q in queries if q.id.startswith("test/") or "[test]" in q.id]
+    pool = of_test or queries
+    if len(pool) < 5:
+        raise UserError(f"--train-file: {len(pool)} usable rows are too few to hold any out")
+    drawn = random.Random(seed).sample(range(len(pool)), min(n, len(pool) // 5))
+    val = [pool[i] for i in sorted(drawn)]
+    held_out = set(val)
+    rest = [q for q in dict.fromkeys(pool + queries) if q not in held_out]
     return val, rest
-
-
-def _is_of_test(query: Query) -> bool:
-    """By MATH's `unique_id`, or by the row's place on the hub."""
-    return query.id.startswith("test/") or "[test]" in query.id
 
 
 # -- GSM8K and MATH --------------------------------------------------------------------------------
 
+# a pattern can't pair braces, so these tokens are counted
 _BOX_TOKEN = re.compile(
     r"(?P<box>\\(?:boxed|fbox)\s*\{)"
     r"|\\(?:boxed|fbox)\s+(?P<bare>[^\s{}$\\]*[^\s{}$\\.,;])"  # \boxed 2
@@ -372,7 +298,7 @@ _NO_WORD = re.compile(
 _JOINTS = (",", ";", "and", ",and", ";and", "or", ",or", ";or")
 
 
-def _boxes(text: str) -> list[tuple[int, int, slice]]:
+def _boxes(text: str) -> list[tuple[int, int, str]]:
     r"""(start, end, content) of each complete outermost \boxed and \fbox, in one pass."""
     opened: list[re.Match] = []
     boxes: list[tuple[int, int, slice]] = []
@@ -386,11 +312,8 @@ def _boxes(text: str) -> list[tuple[int, int, slice]]:
             while boxes and boxes[-1][0] > first.start():  # it lies inside this one
                 boxes.pop()
             boxes.append((first.start(), token.end(), slice(first.end(), token.start())))
-    return boxes
-
-
-def _contents(text: str) -> list[str]:
-    return [text[content].strip() for _, _, content in _boxes(text)]
+    # only now: to copy the content of every inner box would take quadratic time
+    return [(start, end, text[content].strip()) for start, end, content in boxes]
 
 
 def last_boxed(text: str, hedged: bool = True) -> str | None:
@@ -407,19 +330,19 @@ def last_boxed(text: str, hedged: bool = True) -> str | None:
     boxes = _boxes(text)
     if not boxes:
         return None
-    start, _, content = boxes.pop()
-    last = text[content].strip()
-    contents = {last: None}  # a set in order, the last box first
+    start, _, last = boxes.pop()
+    contents = [last]  # the last box first
     for left, end, content in reversed(boxes):
+        # a longer gap is prose between two results
         gap = text[end:start]
         joint = _NO_WORD.sub("", gap) if len(gap) < 100 else ""
         if joint not in _JOINTS:
             break
         if joint.endswith("or"):
             return last if hedged else ""
-        contents[text[content].strip()] = None
+        contents.append(content)
         start = left
-    return ", ".join(reversed(contents))
+    return ", ".join(reversed(dict.fromkeys(contents)))
 
 
 # The golds of MATH that its boxes do not give: a problem's beginning -> the right answer, or "" if
@@ -447,7 +370,7 @@ def _math_gold(problem: str, solution: str) -> str:
                 raise BadRow("several answers are right")
             return gold
     if _ASKS_FOR_ALL.search(problem):
-        return ", ".join(dict.fromkeys(_contents(solution)))
+        return ", ".join(dict.fromkeys(content for _, _, content in _boxes(solution)))
     return last_boxed(solution) or ""
 
 
@@ -459,13 +382,16 @@ def math_row(where: str, row: dict) -> Query:
         _, mark, gold = solution.rpartition("####")  # the last line is "#### n"
         gold = gold.strip().replace(",", "") if mark else ""
         return Query(name, column(row, "question").strip(), gold, solution)
-    answer = row["answer"].strip() if isinstance(row.get("answer"), str) else None
-    solution = row["solution"] if isinstance(row.get("solution"), str) else ""
     problem = column(row, "problem").strip()
-    if answer is None:
-        answer = _math_gold(problem, column(row, "solution"))
-    elif answer in _contents(solution)[-1:]:  # no one's own answer, but the last box again
+    if not isinstance(row.get("answer"), str):
+        solution = column(row, "solution")
         answer = _math_gold(problem, solution)
+    else:
+        solution = row["solution"] if isinstance(row.get("solution"), str) else ""
+        answer = row["answer"].strip()
+        # MATH500's answer is the last box again; one of the user's own is left as it is
+        if answer in [content for _, _, content in _boxes(solution)[-1:]]:
+            answer = _math_gold(problem, solution)
     return Query(str(row.get("unique_id") or name), problem, answer, solution.strip())
 
 
@@ -477,10 +403,8 @@ MATH_PROMPTS = (
     "Problem:\n{query}\n\nSolution:\n",
     "{query}\nReason step by step, and put the final answer within \\boxed{{}}.",
 )
-MATH_SUBJECTS = [
-    *("algebra", "counting_and_probability", "geometry", "intermediate_algebra"),
-    *("number_theory", "prealgebra", "precalculus"),
-]
+MATH_SUBJECTS = "algebra counting_and_probability geometry intermediate_algebra".split()
+MATH_SUBJECTS += "number_theory prealgebra precalculus".split()
 
 
 def load_gsm8k(cfg) -> Splits:
@@ -520,15 +444,15 @@ def arc_row(where: str, row: dict) -> Query:
     match row:
         case {
             "question": str(question),
-            "choices": {"text": [_, *_] as choices, "label": [*labels]},
+            "choices": {"text": [*choices], "label": [*labels]},
             "answerKey": str(gold),
-        } if len(choices) == len(labels) and _texts_only([*choices, *labels]):
-            pass
+        } if _texts_only([*choices, *labels]):
+            is_known = gold in labels and set(labels) <= set("ABCDE12345")
+            fits = is_known and len(choices) == len(labels) == len(set(labels))
         case _:
-            raise BadRow("no question with choices {text: [...], label: [...]} and answerKey")
-    known = set("ABCDE12345")
-    if gold not in labels or len(set(labels)) < len(labels) or not known.issuperset(labels):
-        raise BadRow("answerKey is none of the choices' labels, or these are not from A-E or 1-5")
+            fits = False
+    if not fits:
+        raise BadRow("no question with choices {text: [...], label: [A-E or 1-5]} and answerKey")
     lines = [f"({label}) {choice}" for label, choice in zip(labels, choices)]
     return Query(where.rpartition("/")[2], "\n".join([question.strip(), *lines]), gold)
 
@@ -556,23 +480,19 @@ def apps_tests(row: dict) -> dict:
 
     returns  {"inputs": [...], "outputs": [...], "fn_name": name or None}
     """
-    tests = json_column(row, "input_output")
-    match tests:
-        case None | {"inputs": []}:
-            raise BadRow("no tests")
-        case {"inputs": [*inputs], "outputs": [*outputs]} if len(inputs) == len(outputs):
-            name = tests.get("fn_name") or None
+    match json_column(row, "input_output"):
+        case {"inputs": [_, *_] as inputs, "outputs": [*outputs], **more}:
+            name = more.get("fn_name") or None
         case _:
-            raise BadRow("tests of another form than APPS's")
+            raise BadRow("no tests, or tests of another form than APPS's")
     if len(inputs) > MAX_TESTS or len(row["input_output"]) > MAX_TEST_CHARS:
-        size = f"{MAX_TEST_CHARS // 1000} kB"
-        raise BadRow(f"more than {MAX_TESTS:,} tests, or more than {size} of them")
+        raise BadRow(f"more than {MAX_TESTS:,} tests, or {MAX_TEST_CHARS:,} characters of them")
     if name is None:  # a program reads and writes a text, or a list of lines
         lines = [t if isinstance(t, list) else [t] for t in inputs + outputs]
         fits = _texts_only(chain.from_iterable(lines))
     else:
         fits = isinstance(name, str) and all(isinstance(t, list) for t in inputs)
-    if not fits:
+    if not fits or len(inputs) != len(outputs):
         raise BadRow("tests of another form than APPS's")
     return {"inputs": inputs, "outputs": outputs, "fn_name": name}
 
@@ -589,49 +509,38 @@ def assert_lines(source: str, **how: str) -> dict:
         raise BadRow("tests that are no Python") from None
     names = [getattr(node, "name", "") for node in body]
     if not body or ("entry" in how and "check" not in names) or len(source) > MAX_TEST_CHARS:
-        raise BadRow(f"no tests, or more than {MAX_TEST_CHARS // 1000} kB of them")
+        raise BadRow(f"no tests, or more than {MAX_TEST_CHARS:,} characters of them")
     return {"asserts": {"source": source, **how}}
 
 
-def _humaneval_row(row: dict) -> tuple[str, dict, list[str]]:
-    text, test, entry = (column(row, name) for name in ("prompt", "test", "entry_point"))
-    reference = text + column(row, "canonical_solution")
-    return text, assert_lines(test, entry=entry, reference=reference), []
-
-
-def _mbpp_row(row: dict) -> tuple[str, dict, list[str]]:
-    if not isinstance(row["test_list"], list):
-        raise BadRow("no tests")
-    source = "\n".join(map(str, row["test_list"]))
-    solution = column(row, "code").replace("\r\n", "\n")
-    text = f"{column(row, 'text').strip()}\nYour code should pass these tests:\n{source}"
-    return text, assert_lines(source, setup=row.get("test_setup_code") or ""), [solution]
-
-
-def _apps_row(row: dict) -> tuple[str, dict, list[str]]:
-    tests = apps_tests(row)
-    form = "Call-Based" if tests["fn_name"] else "Standard Input"
-    question, starter = column(row, "question").strip(), row.get("starter_code") or ""
-    text = f"{question}\n\n{starter}\nUse {form} format"
-    solutions = json_column(row, "solutions") if row.get("solutions") else None
-    if not isinstance(solutions or [], list) or not _texts_only(solutions or []):
-        raise BadRow("solutions that are no list of programs")
-    return text, tests, solutions or []
-
-
 def code_row(where: str, row: dict, unsafe: bool = False) -> Query:
-    """A row of APPS, MBPP or HumanEval, which its columns tell.
+    """A row of HumanEval, MBPP or APPS, which its columns tell.
 
     unsafe   whether sandbox.passes may run programs without its walls
     returns  a Query whose gold is the JSON that sandbox.passes reads
     """
     if "entry_point" in row:
-        text, tests, solutions = _humaneval_row(row)
+        text, solutions = column(row, "prompt"), []
+        entry, whole = column(row, "entry_point"), text + column(row, "canonical_solution")
+        tests = assert_lines(column(row, "test"), entry=entry, reference=whole)
     elif "test_list" in row:
-        text, tests, solutions = _mbpp_row(row)
+        if not isinstance(row["test_list"], list):
+            raise BadRow("no tests")
+        asserts = "\n".join(map(str, row["test_list"]))
+        solutions = [column(row, "code").replace("\r\n", "\n")]
+        tests = assert_lines(asserts, setup=row.get("test_setup_code") or "")
+        # without the asserts a question of MBPP does not name its function
+        text = f"{column(row, 'text').strip()}\nYour code should pass these tests:\n{asserts}"
     else:
-        text, tests, solutions = _apps_row(row)
+        question, starter = column(row, "question").strip(), row.get("starter_code") or ""
+        tests = apps_tests(row)
+        form = "Call-Based" if tests["fn_name"] else "Standard Input"
+        text = f"{question}\n\n{starter}\nUse {form} format"
+        solutions = json_column(row, "solutions") or []
+        if not isinstance(solutions, list) or not _texts_only(solutions):
+            raise BadRow("solutions that are no list of programs")
     n = min(MAX_SOLUTIONS, len(solutions))
+    # seeded by the question: the same solutions in every run and in every order of the rows
     drawn = [y.strip("\n") for y in random.Random(text).sample(solutions, n)]
     first, *more = drawn or [""]
     gold = json.dumps({**tests, "unsafe": unsafe})
@@ -652,6 +561,7 @@ def load_code(cfg) -> Splits:
 # -- text to ids to batches ------------------------------------------------------------------------
 
 Example = tuple[list[int], int]  # ids (L,) of prompt and response, and n_prompt
+MicroBatch = tuple[list[list[int]], list[int]]  # ids (B, l_i), unpadded, and n_prompt (B,)
 
 
 def text_ids(tokenizer, text: str) -> list[int]:
@@ -673,9 +583,10 @@ def prompt_ids(tokenizer, query: Query, splits: Splits, chat: bool) -> list[int]
     content = splits.chat.format(query=query.text)
     turn = {"role": "user", "content": content}
     how = dict(add_generation_prompt=True, return_dict=False)
+    # in one piece where it can be, since tokens may join over the question's edges
     if text_ids(tokenizer, content) == tokenizer(content, add_special_tokens=False)["input_ids"]:
         return tokenizer.apply_chat_template([turn], tokenize=True, **how)
-    # the question names a special token: only the template's own are special
+    # the question names a special token, and only the template's own are special
     text = tokenizer.apply_chat_template([turn], tokenize=False, **how)
     before, content, after = text.partition(content.strip())
     before, after = tokenizer([before, after], add_special_tokens=False)["input_ids"]
@@ -691,6 +602,7 @@ def end_ids(tokenizer, chat: bool) -> list[int]:
     """
     ends = [tokenizer.eos_token_id]
     if chat:
+        # no tokenizer says which token it is, so a turn is rendered and looked at
         words = "ANSWER"
         turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": words}]
         _, _, after = tokenizer.apply_chat_template(turns, tokenize=False).partition(words)
@@ -716,19 +628,16 @@ def example(
     return ids, len(prompt)
 
 
-def micro_batches(
-    examples: list[Example], token_budget: int
-) -> Iterator[tuple[list[list[int]], list[int]]]:
+def micro_batches(examples: list[Example], token_budget: int) -> Iterator[MicroBatch]:
     """Cuts a global batch, longest first, into micro-batches of at most token_budget padded tokens.
 
     A micro-batch has at least one row.
-
-    yields  ids (B, l_i), rows of unequal length, longest first; n_prompt (B,)
 
     >>> examples = [([1] * n, 1) for n in (2, 9, 8, 3)]
     >>> [(len(ids), len(ids[0])) for ids, _ in micro_batches(examples, 18)]
     [(2, 9), (2, 3)]
     """
+    # rows of like length together need little padding; too little memory shows at the first
     order = sorted(examples, key=lambda e: len(e[0]), reverse=True)
     start = 0
     while start < len(order):
@@ -736,6 +645,12 @@ def micro_batches(
         batch = order[start : start + max(1, token_budget // longest)]
         yield [e[0] for e in batch], [e[1] for e in batch]
         start += len(batch)
+
+
+# -- how a script shows its work, and how it ends --------------------------------------------------
+
+# by their words, since safetensors and torch raise kinds of their own; the last words are torch's
+_DISK_FAULT = re.compile("No space left|Disk quota|Read-only file|Permission denied|unexpected pos")
 
 
 def progress(total: int, desc: str):
@@ -746,3 +661,56 @@ def progress(total: int, desc: str):
         return tqdm(total=total, desc=desc, leave=False, mininterval=0.2, smoothing=0.05)
     line = "{desc} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]\n"
     return tqdm(total=total, desc=desc, mininterval=30, smoothing=0.05, bar_format=line)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a script's main; what the user or the machine did wrong is one line and exit code 2.
+
+    Ctrl-C is exit code 130. A reader of the output that has gone, as of `| head`, is code 141 and
+    no line. A traceback is for faults of ours.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # ASCII has no plus-minus sign
+    try:
+        main()
+        print(end="", flush=True)
+        return
+    except KeyboardInterrupt:
+        code, line = 130, "\nstopped; the same command goes on from here"
+    except BrokenPipeError:
+        if not _output_is_unread():
+            raise  # it was a pipe of ours
+        code, line = 141, ""
+    except Exception as e:
+        reason = str(e) if isinstance(e, UserError) else _machine_fault(e)
+        if not reason:
+            raise
+        code, line = 2, f"{Path(sys.argv[0]).name}: {reason}"
+    try:
+        print(end="", flush=True)
+    except OSError:
+        # the interpreter would flush once more, and end with an error of its own
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    if line:
+        print(line, file=sys.stderr)
+    sys.exit(code)
+
+
+def _output_is_unread() -> bool:
+    """Whether the reader of stdout or stderr has gone."""
+    poll = select.poll()
+    for stream in (1, 2):
+        poll.register(stream, select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _machine_fault(e: Exception) -> str:
+    """A full or read-only disk, or a folder that has gone, in one line; "" for other exceptions."""
+    try:
+        os.getcwd()
+    except OSError:
+        return "the working directory is gone; go to another and give the same command"
+    if not _DISK_FAULT.search(str(e)):
+        return ""
+    return f"{_one_line(e)}; what was complete is kept, the same command goes on"

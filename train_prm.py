@@ -196,7 +196,7 @@ def read_annotations(name: str) -> list[dict]:
     if name.endswith(endings) or Path(name).is_file():
         rows = data.read_rows(name)
     else:
-        rows = data.hub_rows(name, None, "train", "--annotations")
+        rows = data.hub_rows(name, None, "train")
     annotated, broken, n = [], [], 0
     for n, (where, row) in enumerate(rows, 1):
         try:

@@ -112,10 +112,7 @@ def test_math_takes_validation_from_the_test_part(tmp_path, capsys):
     math500 = write_rows(tmp_path / "math500.jsonl", [{**MATH[1], "answer": "2"}])
     gsm = write_rows(tmp_path / "gsm.jsonl", GSM[:3])
     splits = load("math", train, f"{math500},{gsm}", "--val-queries", "2")
-    assert {name: len(queries) for name, queries in splits.tests.items()} == {
-        "math500": 1,
-        "gsm": 3,
-    }
+    assert {name: len(tests) for name, tests in splits.tests.items()} == {"math500": 1, "gsm": 3}
     assert len(splits.val) == 2 and len(splits.train) == 60 - 1 - 2
     assert all(q.id.startswith("test/") for q in splits.val)
     err = capsys.readouterr().err
@@ -123,15 +120,28 @@ def test_math_takes_validation_from_the_test_part(tmp_path, capsys):
         assert f"train: 1 of 62 rows dropped, {why} (first: {train}:{line})\n" in err
 
 
-@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
-def test_arc_rows(tmp_path, ending):
-    train = write_rows(tmp_path / f"arc.{ending}", ARC)
+def test_arc_rows(tmp_path):
+    train = write_rows(tmp_path / "arc.parquet", ARC)
     test = write_rows(tmp_path / "test.jsonl", [{**ARC[3], "question": "Else?"}])
     splits = load("arc", train, test)
     assert (len(splits.train), len(splits.val)) == (16, 4)
     assert not any(q.solution for q in splits.train)
     [query] = splits.tests["test"]
     assert (query.text, query.gold) == ("Else?\n(1) 3\n(2) 4\n(3) 5\n(4) 6", "4")
+
+
+MBPP = {
+    "text": "Add two.",
+    "code": "def f(x):\r\n    return x + 2",
+    "test_list": ["assert f(1) == 3"],
+    "test_setup_code": "",
+}
+HUMAN_EVAL = {
+    "prompt": "def g(x):\n    # x + 1\n",
+    "entry_point": "g",
+    "canonical_solution": "    return x + 1",
+    "test": "def check(candidate):\n    assert candidate(1) == 2\n",
+}
 
 
 def test_code_rows(tmp_path):
@@ -141,22 +151,10 @@ def test_code_rows(tmp_path):
         starter_code="def add(a, b):\n\t",
         solutions=json.dumps([f"# {i}\n" for i in range(9)]),
     )
-    mbpp = {
-        "text": "Add two.",
-        "code": "def f(x):\r\n    return x + 2",
-        "test_list": ["assert f(1) == 3"],
-        "test_setup_code": "",
-    }
-    human_eval = {
-        "prompt": "def g(x):\n    # x + 1\n",
-        "entry_point": "g",
-        "canonical_solution": "    return x + 1",
-        "test": "def check(candidate):\n    assert candidate(1) == 2\n",
-    }
     train = write_rows(tmp_path / "train.jsonl", [*CODE, call])
-    test = [write_rows(tmp_path / "mbpp.jsonl", [mbpp])]
-    test.append(write_rows(tmp_path / "he.jsonl", [human_eval]))
-    splits = load("code", train, ",".join(test), "--val-queries", "1")
+    mbpp = write_rows(tmp_path / "mbpp.jsonl", [MBPP])
+    human_eval = write_rows(tmp_path / "he.jsonl", [HUMAN_EVAL])
+    splits = load("code", train, f"{mbpp},{human_eval}", "--val-queries", "1")
     q = next(q for q in splits.train + splits.val if "Call." in q.text)
     assert q.text == "Call.\n\ndef add(a, b):\n\t\nUse Call-Based format"
     assert len({q.solution, *q.more_solutions}) == 5
@@ -168,8 +166,8 @@ def test_code_rows(tmp_path):
         m.solution: (m, True),
         "def f(x): return 3": (m, True),
         "def f(x): return x": (m, False),
-        human_eval["prompt"] + human_eval["canonical_solution"]: (h, True),
-        human_eval["prompt"]: (h, False),
+        HUMAN_EVAL["prompt"] + HUMAN_EVAL["canonical_solution"]: (h, True),
+        HUMAN_EVAL["prompt"]: (h, False),
     }
     golds = [query.gold for query, _ in programs.values()]
     assert grader.grade(list(programs), golds, "code") == [right for _, right in programs.values()]
@@ -179,26 +177,30 @@ def test_code_rows(tmp_path):
 # -- bad files and bad rows ------------------------------------------------------------------------
 
 
+GOOD = b'{"question": "x", "answer": "#### 1"}\n'
+
+
 @pytest.mark.parametrize(
-    "content, message",
+    "name, content, message",
     [
-        (b"", "holds no rows"),
-        (b"{}\n", "no text in column 'problem' .found: nothing. .first: .*f.jsonl:1"),
-        (b'{"question": "x"}\n', "no text in column 'answer'"),
-        (b'{"question": "x", "answer": "#### 1"}\nnot json\n', "f.jsonl:2: not JSON"),
-        (b"[1]\n", "f.jsonl:1: expected a JSON object"),
-        (b"\xff\xfe", "can't be read"),
-        (
-            b'{"question": "x", "answer": "?"}\n',
-            "none of its rows can be used: 1 of 1 rows dropped",
-        ),
+        ("nowhere.jsonl", None, "^no such file: .*nowhere.jsonl"),
+        ("f.jsonl", b"", "f.jsonl: the file holds no rows"),
+        ("f.jsonl", b"\n\n", "none of its 0 rows"),
+        ("f.jsonl", b"{}\n", "no text in column 'problem' .found: nothing. .first: .*f.jsonl:1"),
+        ("f.jsonl", b'{"question": "x"}\n', "no text in column 'answer'"),
+        ("f.jsonl", GOOD + b"\nnot json\n", "f.jsonl:3: can't be read"),
+        ("f.jsonl", b"[1]\n", "f.jsonl:1: can't be read .not a JSON object"),
+        ("f.jsonl", b"\xff\xfe", "can't be read"),
+        ("a.csv", b"question,answer", "a.csv:1: can't be read .*expected a .parquet file, or JSON"),
+        ("b.jsonl.gz", gzip.compress(GOOD * 1000)[:40], "can't be read"),
+        ("c.parquet", b"PAR1 no", "can't be read"),
     ],
 )
-def test_bad_files_are_one_line(tmp_path, content, message):
-    (tmp_path / "f.jsonl").write_bytes(content)
-    test = write_rows(tmp_path / "t.jsonl", GSM[:2])
+def test_bad_files_are_one_line(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message) as e:
-        load("gsm8k", str(tmp_path / "f.jsonl"), test)
+        load("gsm8k", str(tmp_path / name), write_rows(tmp_path / "t.jsonl", GSM[:2]))
     assert "\n" not in str(e.value)
 
 
@@ -206,26 +208,6 @@ def test_empty_lines_are_no_rows(tmp_path):
     (tmp_path / "f.jsonl").write_text('{"a": 1}\n\n{"a": 2}\n \n\n')
     places = {f"{tmp_path}/f.jsonl:1": {"a": 1}, f"{tmp_path}/f.jsonl:3": {"a": 2}}
     assert dict(data.read_rows(f"{tmp_path}/f.jsonl")) == places
-    (tmp_path / "f.jsonl").write_text("\n\n")
-    with pytest.raises(UserError, match="holds no rows"):
-        list(data.read_rows(f"{tmp_path}/f.jsonl"))
-
-
-@pytest.mark.parametrize(
-    "name, content, message",
-    [
-        ("nowhere.jsonl", None, "no such file"),
-        ("a.csv", b"x", "expected a .jsonl"),
-        ("b.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 1000)[:40], "can't be read"),
-        ("c.parquet", b"PAR1 no", "can't be read"),
-    ],
-)
-def test_a_missing_file_a_wrong_kind_and_a_torn_file(tmp_path, name, content, message):
-    if content is not None:
-        (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=message) as e:
-        list(data.read_rows(str(tmp_path / name)))
-    assert "\n" not in str(e.value)
 
 
 def test_test_sets_need_names_of_their_own(tmp_path):
@@ -245,9 +227,7 @@ def test_too_few_rows_to_hold_any_out(tmp_path):
         load("gsm8k", train, write_rows(tmp_path / "x.jsonl", GSM[9:]))
 
 
-ASSERTS = {"text": "x", "code": "y", "test_list": ["assert f(1) == 1"]}
 CHOICES = "no question with choices"
-LABELS = "none of the choices' labels"
 FORM = "another form"
 BAD_ROWS = [
     ("gsm8k", {"question": "x", "answer": None}, "no text in column 'answer'"),
@@ -257,15 +237,15 @@ BAD_ROWS = [
     ("math", {"problem": "x", "solution": None}, "no text in column 'solution'"),
     ("math", {"problem": 3, "answer": "1"}, "'problem'"),
     ("math", {"problem": "\ud800", "answer": "1"}, "surrogates"),
-    ("arc", {**ARC[0], "answerKey": "E"}, LABELS),
+    ("arc", {**ARC[0], "answerKey": "E"}, CHOICES),
     ("arc", {**ARC[0], "answerKey": None}, CHOICES),
     ("arc", {**ARC[0], "choices": None}, CHOICES),
     ("arc", {**ARC[0], "choices": [1]}, CHOICES),
     ("arc", {**ARC[0], "choices": {"text": [], "label": []}}, CHOICES),
     ("arc", {**ARC[0], "choices": {"text": ["a"], "label": ["A", "B"]}}, CHOICES),
     ("arc", {**ARC[0], "choices": {"text": ["a", "b"], "label": [[], "A"]}}, CHOICES),
-    ("arc", {**ARC[0], "choices": {"text": ["a", "b"], "label": ["A", "A"]}}, LABELS),
-    ("arc", {**ARC[0], "choices": {"text": ["a", "b"], "label": ["A", "Z"]}}, LABELS),
+    ("arc", {**ARC[0], "choices": {"text": ["a", "b"], "label": ["A", "A"]}}, CHOICES),
+    ("arc", {**ARC[0], "choices": {"text": ["a", "b"], "label": ["A", "Z"]}}, CHOICES),
     ("code", apps_row(""), "no tests"),
     ("code", apps_row("null"), "no tests"),
     ("code", apps_row("{broken"), "broken JSON in column 'input_output'"),
@@ -278,18 +258,18 @@ BAD_ROWS = [
     ("code", apps_row({"inputs": [3], "outputs": [4], "fn_name": "f"}), FORM),
     ("code", apps_row({**SUM, "fn_name": 7}), FORM),
     ("code", apps_row({"inputs": ["1"] * 3000, "outputs": ["1"] * 3000}), "more than 1,000 tests"),
-    ("code", apps_row({"inputs": ["1" * 200_000], "outputs": ["1"]}), "more than 100 kB"),
+    ("code", apps_row({"inputs": ["1" * 200_000], "outputs": ["1"]}), "or 100,000 characters"),
     ("code", apps_row(SUM, solutions="[broken"), "broken JSON in column 'solutions'"),
     ("code", apps_row(SUM, solutions='{"a": 1}'), "no list of programs"),
     ("code", apps_row(SUM, solutions="[1]"), "no list of programs"),
     ("code", apps_row(SUM, question=None), "no text in column 'question'"),
-    ("code", {**ASSERTS, "test_list": ["assert f(1) =="]}, "no Python"),
-    ("code", {**ASSERTS, "test_list": None}, "no tests"),
-    ("code", {**ASSERTS, "test_list": 5}, "no tests"),
+    ("code", {**MBPP, "test_list": ["assert f(1) =="]}, "no Python"),
+    ("code", {**MBPP, "test_list": None}, "no tests"),
+    ("code", {**MBPP, "test_list": 5}, "no tests"),
     ("code", apps_row(SUM, question="\ud800"), "surrogates"),
-    ("code", {**ASSERTS, "test_list": ["#" * 200_000]}, "no tests"),
-    ("code", {"prompt": "", "entry_point": "f", "canonical_solution": "", "test": "x"}, "no tests"),
-    ("code", {"inputs": 1}, "no text in column 'input_output'"),
+    ("code", {**MBPP, "test_list": ["#" * 200_000]}, "no tests"),
+    ("code", {**HUMAN_EVAL, "test": "x"}, "no tests"),
+    ("code", {"inputs": 1}, "no text in column 'question'"),
 ]
 
 
@@ -303,7 +283,7 @@ def test_bad_rows_are_counted_with_the_first_ones_place(tmp_path, capsys, task, 
     n = len(good)
     line = rf"train: 2 of {n + 1} rows dropped, [^\n]*{why}[^\n]*\(first: {train}:{n}\)\n"
     assert re.search(line, capsys.readouterr().err)
-    with pytest.raises(UserError, match="none of its rows can be used: 2 of 2 rows dropped") as e:
+    with pytest.raises(UserError, match="none of its 2 rows can be used .2 of 2 rows dropped") as e:
         load(task, write_rows(tmp_path / "train.jsonl", [row, row]), test)
     assert "\n" not in str(e.value) and len(str(e.value)) < 1000
 
@@ -324,7 +304,7 @@ def script(body: str, **how) -> subprocess.Popen:
     [
         ("raise data.UserError('wrong')", 2, "-c: wrong"),
         ("raise KeyboardInterrupt", 130, "stopped; the same command goes on from here"),
-        ("open('/dev/full', 'w').write('x' * 9999)", 2, "No space left on device: while writing"),
+        ("open('/dev/full', 'w').write('x' * 9999)", 2, "No space left on device; what was comp"),
         ("raise RuntimeError('I/O error: No space left on device (os error 28)')", 2, "I/O error"),
         (
             "os.chdir(p := tempfile.mkdtemp()); os.rmdir(p); pathlib.Path('x').write_text('')",
@@ -353,8 +333,9 @@ def test_a_reader_that_has_gone_ends_it_quietly():
     assert (process.wait(), process.stderr.read()) == (141, "")
 
 
-def test_a_broken_pipe_to_a_child_is_a_fault_of_ours():
-    process = script("raise BrokenPipeError(32, 'Broken pipe')")
+@pytest.mark.parametrize("body", ["raise BrokenPipeError(32, 'Broken pipe')", "1 / 0"])
+def test_a_fault_of_ours_is_a_traceback(body):
+    process = script(body)
     err = process.communicate()[1]
     assert process.returncode == 1 and "Traceback" in err
 
@@ -368,26 +349,21 @@ def test_a_terminal_without_unicode(encoding, line):
 
 # -- the hub ---------------------------------------------------------------------------------------
 
-HUB = {
-    "gsm8k": (["openai/gsm8k/main[train]"], {"gsm8k": "openai/gsm8k/main[test]"}),
+SUBJECTS = [f"EleutherAI/hendrycks_math/{subject}" for subject in data.MATH_SUBJECTS]
+APPS = "hf://datasets/codeparrot/apps"
+ARC_C = "allenai/ai2_arc/ARC-Challenge"
+GSM8K = "openai/gsm8k/main"
+HUB = {  # task -> (places of training rows, places of test sets)
+    "gsm8k": ([f"{GSM8K}[train]"], {"gsm8k": f"{GSM8K}[test]"}),
     "math": (
-        [
-            f"EleutherAI/hendrycks_math/{subject}[{part}]"
-            for subject in data.MATH_SUBJECTS
-            for part in ("train", "test")
-        ],
-        {"math500": "HuggingFaceH4/MATH-500/[test]", "gsm8k": "openai/gsm8k/main[test]"},
+        [f"{subject}[train]" for subject in SUBJECTS]
+        + [f"{subject}[test]" for subject in SUBJECTS],
+        {"math500": "HuggingFaceH4/MATH-500/[test]", "gsm8k": f"{GSM8K}[test]"},
     ),
-    "arc": (
-        ["allenai/ai2_arc/ARC-Challenge[train]", "allenai/ai2_arc/ARC-Challenge[validation]"],
-        {"arc": "allenai/ai2_arc/ARC-Challenge[test]"},
-    ),
+    "arc": ([f"{ARC_C}[train]", f"{ARC_C}[validation]"], {"arc": f"{ARC_C}[test]"}),
     "code": (
-        ["hf://datasets/codeparrot/apps/train.jsonl/[train]"],
-        {
-            "apps": "hf://datasets/codeparrot/apps/test.jsonl/[test]",
-            "mbpp": "google-research-datasets/mbpp/full[test]",
-        },
+        [f"{APPS}/train.jsonl/[train]"],
+        {"apps": f"{APPS}/test.jsonl/[test]", "mbpp": "google-research-datasets/mbpp/full[test]"},
     ),
 }
 
@@ -397,22 +373,20 @@ def test_what_is_read_from_the_hub(monkeypatch, task):
     """Tests have no network: the public names asked for, and rows of the columns found there."""
     train, tests = HUB[task]
     places = []
-    rows = {"math": MATH, "arc": ARC, "code": CODE}.get(task, GSM)
 
     def hub_rows(name, config, part):
         place = f"{name}/{config or ''}[{part}]"
         places.append(place)
         question = "problem" if task == "math" and "gsm8k" not in name else "question"
-        for i, row in enumerate((GSM if "gsm8k" in name else rows)[:10]):
+        rows = GSM if "gsm8k" in name else {"math": MATH, "arc": ARC, "code": CODE}[task]
+        for i, row in enumerate(rows[:10]):
             columns = {key: row[key] for key in row if key != "unique_id"}
             yield f"{place}:{i}", {**columns, question: f"{place} {i}"}
 
     monkeypatch.setattr(data, "hub_rows", hub_rows)
     splits = LOADERS[task](parse_config(["--task", task]))
     assert sorted(places) == sorted([*train, *tests.values()])
-    assert {name: len(queries) for name, queries in splits.tests.items()} == dict.fromkeys(
-        tests, 10
-    )
+    assert {name: len(rows) for name, rows in splits.tests.items()} == dict.fromkeys(tests, 10)
     queries = splits.train + splits.val
     assert len({q.id for q in queries}) == len(queries) == 10 * len(train)
     assert all(q.solution for q in queries) == (task != "arc")
@@ -439,30 +413,34 @@ def test_real_gsm8k(capsys):
     assert capsys.readouterr().err == ""
 
 
+SEVERAL_BOXES = {  # every value where all are asked for, else the right one of two
+    "train/algebra/152": "(-2,18), (8,38)",
+    "train/intermediate_algebra/1113": "2x+1, -2x-1",
+    "train/intermediate_algebra/1486": r"\frac{1}{3}, -\frac{5}{2}",
+    "train/number_theory/796": "28_9",  # "28 or 28_9"
+    "train/precalculus/571": "4, -4",
+    "train/precalculus/722": r"30^\circ, 75^\circ, 75^\circ",
+    "train/precalculus/982": r"\frac{\pi}{3}",
+    "train/precalculus/1089": "5, -3",
+    "train/precalculus/1149": r"30^\circ, 150^\circ",
+    "train/precalculus/1269": r"60^\circ, 45^\circ, 75^\circ",
+    "test/algebra/1197": "161",
+    "test/algebra/1730": "-3",
+    "test/intermediate_algebra/225": r"3, \frac{2}{5}",
+    "test/intermediate_algebra/747": "(3,-5)",
+    "test/intermediate_algebra/1020": "5 - 10i, 11, -3 + 6i",
+    "test/intermediate_algebra/2089": "-10879, 10879",
+    "test/prealgebra/177": "6",
+    "test/precalculus/1233": r"30^\circ, 45^\circ, 105^\circ",
+}
+UNDECIDED = ["train/precalculus/865", "train/intermediate_algebra/396"]
+UNDECIDED += ["test/intermediate_algebra/25", "test/intermediate_algebra/702"]
+
+
 @real_rows
-@pytest.mark.parametrize(
-    "files, dropped",
-    [
-        (
-            ["train12k"],
-            {
-                "no gold answer": "2 of 12000",
-                "a question twice": "2 of 12000",
-                "several answers are right": "4 of 12000",
-            },
-        ),
-        (
-            ["train", "test"],
-            {
-                "no gold answer": "2 of 12500",
-                "a question twice": "2 of 12500",
-                "several answers are right": "4 of 12500",
-                "in another split": "500 of 12500",
-            },
-        ),
-    ],
-)
-def test_real_math_is_appendix_a(capsys, files, dropped):
+@pytest.mark.parametrize("files, n", [(["train12k"], 12_000), (["train", "test"], 12_500)])
+def test_real_math_is_appendix_a(capsys, files, n):
+    """The rows with a column `answer`, less MATH500; and those without it, of the two parts."""
     train = [f"math/{name}.jsonl.gz" for name in files]
     splits = real("math", train, ["math/math500.jsonl", "gsm8k/test.jsonl"])
     sizes = {name: len(queries) for name, queries in splits.tests.items()}
@@ -474,43 +452,19 @@ def test_real_math_is_appendix_a(capsys, files, dropped):
     assert 3_990 <= len(of_test) <= 4_000
     every = splits.train + splits.val + splits.tests["math500"]
     assert len({data.folded(q) for q in every}) == len(every)
+
+    dropped = {"no gold answer": 2, "a question twice": 2, "several answers are right": 4}
+    if n == 12_500:
+        dropped["in another split"] = 500
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == len(dropped)
     for why, count in dropped.items():
-        assert any(line.startswith(f"train: {count} rows dropped, {why} (first") for line in lines)
+        start = f"train: {count} of {n} rows dropped, {why} (first"
+        assert any(line.startswith(start) for line in lines)
 
-
-@real_rows
-@pytest.mark.parametrize("files", [["train12k"], ["train", "test"]])  # with and without `answer`
-def test_golds_of_math_solutions_with_several_boxes(files):
-    """Every value where all are asked for, the right one of two boxes, no row that has several."""
-    train = [f"math/{name}.jsonl.gz" for name in files]
-    splits = real("math", train, ["math/math500.jsonl"])
     golds = {q.id.removesuffix(".json"): q.gold for q in splits.train + splits.val}
-    right = {
-        "train/algebra/152": "(-2,18), (8,38)",
-        "train/intermediate_algebra/1113": "2x+1, -2x-1",
-        "train/intermediate_algebra/1486": r"\frac{1}{3}, -\frac{5}{2}",
-        "train/number_theory/796": "28_9",  # "28 or 28_9"
-        "train/precalculus/571": "4, -4",
-        "train/precalculus/722": r"30^\circ, 75^\circ, 75^\circ",
-        "train/precalculus/982": r"\frac{\pi}{3}",
-        "train/precalculus/1089": "5, -3",
-        "train/precalculus/1149": r"30^\circ, 150^\circ",
-        "train/precalculus/1269": r"60^\circ, 45^\circ, 75^\circ",
-        "test/algebra/1197": "161",
-        "test/algebra/1730": "-3",
-        "test/intermediate_algebra/225": r"3, \frac{2}{5}",
-        "test/intermediate_algebra/747": "(3,-5)",
-        "test/intermediate_algebra/1020": "5 - 10i, 11, -3 + 6i",
-        "test/intermediate_algebra/2089": "-10879, 10879",
-        "test/prealgebra/177": "6",
-        "test/precalculus/1233": r"30^\circ, 45^\circ, 105^\circ",
-    }
-    assert {name: golds.get(name) for name in right} == right
-    dropped = ["train/precalculus/865", "train/intermediate_algebra/396"]
-    dropped += ["test/intermediate_algebra/25", "test/intermediate_algebra/702"]
-    assert not golds.keys() & set(dropped)
+    assert {name: golds.get(name) for name in SEVERAL_BOXES} == SEVERAL_BOXES
+    assert not golds.keys() & set(UNDECIDED)
 
 
 @real_rows
@@ -609,24 +563,18 @@ def tokenizer(tmp_path_factory):
 
 
 def test_prompts_of_base_and_chat_models(tokenizer):
-    splits = data.Splits([], [], {}, "Question: {query}\nAnswer:\n", "{query} Use \\boxed{{}}.")
-    query = Query("0", "Ann ?", "1")
+    splits = data.Splits([], [], {}, "Question: {query} {query}\nAnswer:\n", "{query} \\boxed{{}}.")
+    query = Query("0", "{x} Ann ?", "1")  # its braces survive the template
     base = data.prompt_ids(tokenizer, query, splits, chat=False)
-    assert base[0] == tokenizer.bos_token_id
-    assert tokenizer.decode(base[1:]).endswith("Ann ? <unk>")
+    words = "<s> <unk> <unk> Ann ? <unk> Ann ? <unk>"
+    assert tokenizer.decode(base) == words
     tokenizer.chat_template = (
         "{% for m in messages %}# {{ m['content'] }}{% endfor %}"
         "{% if add_generation_prompt %} ={% endif %}"
     )
-    words = tokenizer.decode(data.prompt_ids(tokenizer, query, splits, chat=True)).split()
-    assert words[:3] == ["#", "Ann", "?"] and words[-1] == "="
+    chat = tokenizer.decode(data.prompt_ids(tokenizer, query, splits, chat=True))
+    assert chat == "# <unk> Ann ? <unk> ="
     tokenizer.chat_template = None
-
-
-def test_braces_in_a_question_survive_the_template(tokenizer):
-    splits = data.Splits([], [], {}, "{query} {query}", "{query}")
-    ids = data.prompt_ids(tokenizer, Query("0", "{x} Ann", "1"), splits, chat=False)
-    assert tokenizer.decode(ids).split() == ["<s>", "<unk>", "Ann", "<unk>", "Ann"]
 
 
 def test_an_example_ends_with_eos_and_the_over_long_is_dropped(tokenizer):
