@@ -122,6 +122,7 @@ def hub_rows(name: str, config: str | None, split: str) -> Iterator[Row]:
 
     raises UserError  the data set cannot be loaded
     """
+    check_hub(name)
     try:
         import datasets
 
@@ -136,6 +137,24 @@ def hub_rows(name: str, config: str | None, split: str) -> Iterator[Row]:
         raise UserError(f"can't load {name} from the hub ({_one_line(e)}); {way_out}") from None
     for i, row in enumerate(rows):
         yield f"{name}/{config or ''}[{split}]:{i}", row
+
+
+@functools.cache
+def check_hub(name: str | Path) -> None:
+    """Turns the hub's libraries offline where it does not answer, unless `name` is local.
+
+    What they have cached still loads.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if Path(name).exists():
+        return
+    # the libraries would ask for each file six times, half a minute a file
+    try:
+        get_session().head(constants.ENDPOINT, timeout=8)
+    except Exception:  # the session's library differs by version, and so do its exceptions
+        constants.HF_HUB_OFFLINE = True
 
 
 def hub_reason(e: Exception) -> str:

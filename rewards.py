@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Callable, Iterator, NamedTuple
 
 import ranks
-from data import Query, Sample, UserError, hub_reason, micro_batches, progress, text_ids
+from data import Query, Sample, UserError, check_hub, hub_reason, micro_batches, progress, text_ids
 from grader import extract_answer, grade
 from toy import CHECKERS
 
@@ -297,6 +297,7 @@ class PRM:
         dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
         form = PRM_FORMATS[kind]
         maker = getattr(transformers, form.model, None) or qwen_model()
+        check_hub(path)
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(path)
             _, places = form.encode(tokenizer, "1 + 1 = ?", ["1 + 1 = 2", "# 2"])

@@ -622,9 +622,10 @@ def read_config(model: str):
         raise UserError(f"--model {model}: {data.hub_reason(e)}") from None
 
 
-@functools.cache  # without a network it takes half a minute
+@functools.cache
 def hub_config(model: str):
     """A hub model's config, None without a network."""
+    data.check_hub(model)
     try:
         return read_config(model)
     except UserError as e:

@@ -393,12 +393,22 @@ def test_what_is_read_from_the_hub(monkeypatch, task):
     assert task != "math" or all("[test]" in q.id for q in splits.val)
 
 
-def test_the_hub_without_a_network_is_one_line(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    message = "can't load openai/gsm8k from the hub .*--train-file"
-    with pytest.raises(UserError, match=message) as e:
-        list(data.hub_rows("openai/gsm8k", "main", "train"))
-    assert "\n" not in str(e.value)
+LOCAL = "not a local folder, and the hub can't be reached"
+ASK_ONCE = [
+    ("list(data.hub_rows('a/b', None, 'train'))", "can't load a/b from the hub"),
+    ("import trainer; trainer.hub_config('a/b'); trainer.load_tokenizer('a/b')", f"a/b: {LOCAL}"),
+    ("import rewards; rewards.PRM.load('a/b')", f"--prm a/b: {LOCAL}"),
+]
+
+
+@pytest.mark.parametrize("call, message", ASK_ONCE)
+def test_without_a_network_the_hub_is_asked_once(tmp_path, call, message):
+    """One line, without the half minute of the hub library's tries, of which it warns."""
+    env = {key: os.environ[key] for key in os.environ if key != "HF_HUB_OFFLINE"}
+    env |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    process = script(call, env=env)
+    err = process.communicate()[1].strip()
+    assert process.returncode == 2 and message in err and "\n" not in err
 
 
 # -- the real rows ---------------------------------------------------------------------------------
