@@ -15,6 +15,7 @@ import os
 import random
 import sys
 import warnings
+import zlib
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -122,7 +123,7 @@ def whole_chunk(part: Path, n_queries: int, n: int) -> list[list[Sample]] | None
         groups = read_chunk(part)
         if [len(group) for group in groups] == [n] * n_queries:
             return groups
-    except (OSError, EOFError, ValueError, TypeError):
+    except (OSError, EOFError, ValueError, TypeError, zlib.error):
         pass
     print(f"{part}: damaged; sampled again", file=sys.stderr)
     return None
