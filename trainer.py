@@ -32,9 +32,8 @@ import ranks
 from config import METHODS, Config
 from data import UserError
 
-CACHE = Path(
-    "runs/cache"
-)  # SFT checkpoints, PRMs and the toy's base: methods and rewards share them
+# SFT checkpoints, PRMs and the toy's base: methods and rewards share them
+CACHE = Path("runs/cache")
 
 
 @dataclass
@@ -49,7 +48,12 @@ class State:
 
 @dataclass
 class Phase:
-    """A stretch of training on a learning-rate schedule: linear warm-up, then a cosine."""
+    """A stretch of training on a learning-rate schedule: linear warm-up, then a cosine.
+
+    >>> phase = Phase("train", 0, range(10), 10, peak=1.0, end=0.1, warmup=0.1)
+    >>> [round(phase.rate(step), 3) for step in (0, 1, 5, 9)]
+    [1.0, 0.973, 0.472, 0.1]
+    """
 
     name: str
     seed: int
@@ -61,7 +65,11 @@ class Phase:
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
-        return cosine(step, self.horizon, self.peak, self.end, self.warmup)
+        rise = max(1, round(self.warmup * self.horizon))
+        if step < rise:
+            return self.peak * (step + 1) / rise
+        progress = min(1.0, (step + 1 - rise) / max(1, self.horizon - rise))
+        return self.end + (self.peak - self.end) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def seed_of(*key) -> int:
@@ -115,11 +123,13 @@ def load_policy(cfg: Config, model: str | Path, where: str = ""):
     except Exception as e:  # missing, truncated, of an unknown kind: a dozen exception types
         raise UserError(f"--model {model}: {data.hub_reason(e)}") from None
     if cfg.gradient_checkpointing:
+        # the reentrant kind wants inputs with a gradient, and token ids have none
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if where:
         return policy.to(where)
     policy = ranks.shard(policy, device())
-    if not (Path(model) / "complete.json").exists():  # those are made of tested ones
+    # our own checkpoints are made of models that were tested
+    if not (Path(model) / "complete.json").exists():
         check_loss(policy, model)
     return policy
 
@@ -133,9 +143,10 @@ def check_loss(policy, model: str | Path) -> None:
 
     row = list(range(3, 11))
     ids = torch.tensor([row], device=policy.device)
+    fault = "its own loss is not the one here: it caps or scales logits, or reads later tokens"
     try:
-        head = policy.get_output_embeddings()
         # a cap on logits shows on small random weights, too, where the logits are loud
+        head = policy.get_output_embeddings()
         hook = head.register_forward_hook(lambda head, inputs, logits: 1000 * logits)
         with torch.no_grad(), autocast():
             nll = token_nll(policy, [row, row[:5]], [1, 1])
@@ -143,15 +154,11 @@ def check_loss(policy, model: str | Path) -> None:
         hook.remove()
         loss = nll[:7].mean().item()
         allowed = tolerance(policy) * abs(loss)
-        fault = ""
-        if not (nll[:4] - nll[7:]).abs().max() <= allowed:
-            fault = "later tokens change the loss of earlier ones"
-        elif not abs(loss - own) <= allowed:
-            fault = "its own loss is not the one here; it caps or scales logits, say"
+        if abs(loss - own) <= allowed and (nll[:4] - nll[7:]).abs().max() <= allowed:
+            return
     except Exception as e:  # an unknown kind of model: any exception type
         fault = f"its loss ends in {type(e).__name__}: {data.hub_reason(e)}"
-    if fault:
-        raise UserError(f"--model {model}: {fault}; take a decoder such as Llama, Mistral or Qwen")
+    raise UserError(f"--model {model}: {fault}; take a decoder such as Llama, Mistral or Qwen")
 
 
 def tolerance(policy) -> float:
@@ -182,7 +189,8 @@ def adamw(policy, lr: float):
     """
     import torch
 
-    if policy.dtype == torch.bfloat16:
+    bf16 = policy.dtype == torch.bfloat16
+    if bf16:
         from torchao.optim import AdamW8bit
 
         # torchao's tensors warn of a cache of compiled code
@@ -191,26 +199,18 @@ def adamw(policy, lr: float):
         optimizer = AdamW8bit(policy.parameters(), lr=lr, **settings)
     else:
         optimizer = torch.optim.AdamW(policy.parameters(), lr=lr, weight_decay=0.0, fused=True)
-    create_moments(optimizer)
+
+    # Both would make their state in the first step, between gradients and activations. From there
+    # moments keep whole segments of torch's memory from going back to vLLM, so they are made now.
+    for p in policy.parameters():
+        if bf16:
+            step = torch.tensor(0.0)
+            first, second = optimizer._new_buffer(p, True), optimizer._new_buffer(p, False)
+        else:
+            step = torch.tensor(0.0, device=p.device)
+            first, second = torch.zeros_like(p), torch.zeros_like(p)
+        optimizer.state[p] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
     return optimizer
-
-
-def create_moments(optimizer) -> None:
-    """Creates AdamW's state as its first step would, before there are gradients and activations.
-
-    Between those, moments keep whole segments of torch's memory from going back to vLLM.
-    """
-    import torch
-
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            if isinstance(optimizer, torch.optim.AdamW):
-                step = torch.zeros((), dtype=torch.float32, device=p.device)
-                first, second = torch.zeros_like(p), torch.zeros_like(p)
-            else:  # torchao's
-                step = torch.tensor(0.0)
-                first, second = (optimizer._new_buffer(p, signed) for signed in (True, False))
-            optimizer.state[p] = {"step": step, "exp_avg": first, "exp_avg_sq": second}
 
 
 def place(optimizer, where) -> None:
@@ -235,17 +235,15 @@ def token_nll(policy, rows: list[list[int]], n_prompts: list[int]):
     rows       (B, l_i) ids of prompt and response
     n_prompts  (B,) tokens of each prompt
     returns    (sum of response lengths,) float32
-
-    Padding stands on the right, where causal attention never looks back from, so no mask is needed.
-    The head runs at response positions only: no (B, L, vocabulary) tensor exists.
     """
     import torch
 
-    L = max(map(len, rows))
-    padded = [list(row) + [0] * (L - len(row)) for row in rows]
-    ids = torch.tensor(padded, device=policy.device)  # (B, L)
+    # padding stands on the right, where causal attention never looks: no mask is needed
+    ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+    ids = ids.to(policy.device)  # (B, L)
 
-    target = torch.arange(1, L)  # the token that a position predicts
+    # responses are told by length, not by a pad token: that is often the end token, too
+    target = torch.arange(1, ids.shape[1])  # the token that a position predicts
     first = torch.tensor(n_prompts)[:, None]
     end = torch.tensor([len(row) for row in rows])[:, None]
     is_response = ((target >= first) & (target < end)).to(policy.device)  # (B, L-1)
@@ -259,6 +257,7 @@ def token_nll(policy, rows: list[list[int]], n_prompts: list[int]):
 def logits_at(policy, ids, places):
     """Logits (tokens, vocabulary) at the places (B, L) of ids (B, L)."""
     hidden = body(policy)(input_ids=ids, use_cache=False).last_hidden_state
+    # the head at these places alone: (B, L, vocabulary) would be the largest tensor of all
     return policy.get_output_embeddings()(hidden[places])
 
 
@@ -269,24 +268,13 @@ def accumulate(policy, batch: list[tuple[list[int], int]], token_budget: int) ->
     """
     n_tokens = sum(len(ids) - n_prompt for ids, n_prompt in batch)
     mean = 0.0
+    # cut by tokens, not rows: memory goes by tokens, and rows differ in length by a factor of ten
     for rows, n_prompts in ranks.micro_batches(batch, token_budget, nothing=len):
+        # a mean of the micro-batches' means would depend on where they were cut
         loss = token_nll(policy, rows, n_prompts).sum() / n_tokens
         loss.backward()
         mean += loss.item()
     return sum(ranks.gathered(mean))
-
-
-def cosine(step: int, horizon: int, peak: float, end: float, warmup: float) -> float:
-    """Learning rate of a step: linear warm-up over a share of the horizon, then a cosine.
-
-    >>> [round(cosine(s, 10, 1.0, 0.1, 0.1), 3) for s in (0, 1, 5, 9)]
-    [1.0, 0.973, 0.472, 0.1]
-    """
-    rise = max(1, round(warmup * horizon))
-    if step < rise:
-        return peak * (step + 1) / rise
-    progress = min(1.0, (step + 1 - rise) / max(1, horizon - rise))
-    return end + (peak - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def batches(n_examples: int, batch_size: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
@@ -345,48 +333,46 @@ def train(
     """
     import torch
 
-    losses, norms, skipped, in_a_row = [], [], 0, 0
+    losses, norms, in_a_row = [], [], 0
     order = batches(len(examples), cfg.batch_size, np.random.default_rng(phase.seed))
     policy.train()
     bar = data.progress(len(phase.steps), phase.name)
     for i, step in enumerate(phase.steps):
-        torch.manual_seed(seed_of(phase.seed, i))  # stochastic rounding and dropout draw from it
+        # stochastic rounding and dropout draw from it, and a kill may have come before
+        torch.manual_seed(seed_of(phase.seed, i))
         set_rate(optimizer, phase.rate(step))
         batch = [examples[j] for j in next(order)]
         loss = accumulate(policy, batch, cfg.token_budget)
         norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.clip)
         norm = ranks.full(norm).item()
+        in_a_row += 1
         if math.isfinite(loss + norm):
             optimizer.step()
             losses.append(loss)
             norms.append(norm)
             in_a_row = 0
         else:
-            skipped += 1
-            in_a_row += 1
-            report_skip(phase.name, step, loss, norm, in_a_row)
+            skip(f"{phase.name}: loss {loss:g}, gradient norm {norm:g} at step {step}", in_a_row)
         optimizer.zero_grad(set_to_none=True)
         bar.update()
     bar.close()
-    return {"loss": mean(losses), "grad_norm": mean(norms), "skipped": skipped}
+    log = {"loss": None, "grad_norm": None, "skipped": len(phase.steps) - len(losses)}
+    if losses:
+        log |= {"loss": float(np.mean(losses)), "grad_norm": float(np.mean(norms))}
+    return log
 
 
-def report_skip(name: str, step: int, loss: float, norm: float, in_a_row: int) -> None:
-    """Says that a step was skipped; raises UserError at the third in a row."""
-    print(
-        f"{name}: loss {loss:g}, gradient norm {norm:g} at step {step}, which is skipped",
-        file=sys.stderr,
-    )
+def skip(reason: str, in_a_row: int) -> None:
+    """Says that a step was skipped; raises UserError at the third in a row.
+
+    One bad batch is no reason to end a run of days; three in a row are a policy that is lost.
+    """
+    print(f"{reason}, which is skipped", file=sys.stderr)
     if in_a_row == 3:
         raise UserError(
-            f"{name}: three steps in a row without a finite loss and gradient; "
+            f"{reason}: three steps in a row without a finite loss and gradient; "
             "the last checkpoint is kept, lower --lr and --sft-lr"
         )
-
-
-def mean(values: list[float]) -> float | None:
-    """Their mean, None where there are none."""
-    return float(np.mean(values)) if values else None
 
 
 def encode(pairs: list, setup, cfg: Config, name: str) -> list[tuple[list[int], int]]:
@@ -396,17 +382,13 @@ def encode(pairs: list, setup, cfg: Config, name: str) -> list[tuple[list[int], 
     """
     examples = []
     for query, text in pairs:
-        prompt = setup.prompt(query)
-        examples.append(
-            data.example(setup.tokenizer, prompt, text, cfg.max_length, setup.end_ids[0])
-        )
+        prompt, end = setup.prompt(query), setup.end_ids[0]
+        examples.append(data.example(setup.tokenizer, prompt, text, cfg.max_length, end))
     fit = [e for e in examples if e is not None]
     if len(fit) < len(examples):
-        print(
-            f"{name}: {len(examples) - len(fit)} of {len(examples)} are longer than "
-            f"--max-length {cfg.max_length} tokens and left out",
-            file=sys.stderr,
-        )
+        lost = f"{len(examples) - len(fit)} of {len(examples)}"
+        limit = f"--max-length {cfg.max_length} tokens"
+        print(f"{name}: {lost} are longer than {limit} and left out", file=sys.stderr)
     return fit
 
 
@@ -427,23 +409,22 @@ def sft(cfg: Config, base: str, examples: list, tokenizer, stages: int = 0) -> l
         raise UserError(
             "no human solutions to fine-tune on; --start-epoch 0 starts from the model as it is"
         )
-    if stages == 0:
+    if stages == 0:  # the baseline evaluates every stage
         stages = 1 if METHODS[cfg.method].iterate else cfg.last_iter + 1
     folder = CACHE / f"sft-{cfg.task}-{sft_key(cfg, base, examples)}"
     paths = [folder / f"epoch_{(i + 1) * cfg.start_epoch}" for i in range(stages)]
     n_steps = cfg.start_epoch * math.ceil(len(examples) / cfg.batch_size)  # a stage
     horizon = n_steps * cfg.sft_epochs // cfg.start_epoch
     with one_at_a_time(folder):
-        first = 0  # stage that is missing
-        while first < stages and is_complete(paths[first]):
-            first += 1
-        if first == stages:
+        missing = [i for i, path in enumerate(paths) if not is_complete(path)]
+        if not missing:
             return paths
-        policy = load_policy(cfg, paths[first - 1] if first else base)
+        start = [base, *paths][missing[0]]
+        policy = load_policy(cfg, start)
         optimizer = adamw(policy, cfg.sft_lr)
-        if first:
-            load_trainer(paths[first - 1], optimizer)
-        for i in range(first, stages):
+        if start != base:
+            load_trainer(start, optimizer)
+        for i in range(missing[0], stages):
             phase = Phase(
                 name=f"SFT to {paths[i].name}",
                 seed=seed_of(cfg.seed, "sft", i),
@@ -461,6 +442,7 @@ def sft(cfg: Config, base: str, examples: list, tokenizer, stages: int = 0) -> l
 def sft_key(cfg: Config, base: str, examples: list) -> str:
     """Names an SFT by base model, examples and settings."""
     files = sorted(Path(base).iterdir()) if Path(base).is_dir() else []
+    # sizes and times stand for the content: hashing 14 GB at each start would take a minute
     stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     names = "seed sft_epochs start_epoch sft_lr lr_end warmup clip batch_size optim".split()
     settings = [getattr(cfg, name) for name in names]
@@ -473,7 +455,7 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     with nullcontext() if ranks.RANK else lock:
-        ranks.wait()
+        ranks.wait()  # for the first process, which has the lock
         yield
 
 
@@ -483,6 +465,7 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 def write(path: Path, content: bytes) -> None:
     """A file that appears whole or not at all: temporary name, flush to disk, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # with the process's number: two runs may write the same cached file
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with open(tmp, "wb") as f:
         f.write(content)
@@ -491,29 +474,16 @@ def write(path: Path, content: bytes) -> None:
     os.replace(tmp, path)
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """A disk that fills up is one line; it reaches us as OSError, RuntimeError, SafetensorError."""
-    try:
-        yield
-    except Exception as e:
-        free = shutil.disk_usage(path.parent).free >> 20
-        reason = str(e).splitlines()[0]
-        raise UserError(
-            f"{path}: can't be written ({reason}; {free} MiB free on the disk); "
-            "what was complete is kept, the same command goes on"
-        ) from None
-
-
 def save(M: State, folder: Path, tokenizer) -> None:
     """folder/ = a Hugging Face model (vLLM, transformers and lm-eval load it) and trainer.pt.
 
     complete.json comes last, with the fingerprint of every file.
     """
-    tied = M.policy.all_tied_weights_keys  # files hold them once, under the other name
+    # files hold tied weights once, under the other name
+    tied = M.policy.all_tied_weights_keys
     weights = {name: x for name, x in M.policy.state_dict().items() if name not in tied}
     weights = ranks.whole(weights)
-    optimizer = ranks.whole(M.optimizer.state_dict()) if M.optimizer else None
+    optimizer = ranks.whole(M.optimizer and M.optimizer.state_dict())
     write_checkpoint(M, weights, optimizer, folder, tokenizer)
 
 
@@ -524,11 +494,11 @@ def write_checkpoint(M: State, weights: dict, optimizer, folder: Path, tokenizer
 
     tmp = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(tmp, ignore_errors=True)
-    with writing(folder):
-        M.policy.save_pretrained(tmp, state_dict=weights)
-        tokenizer.save_pretrained(tmp)
-        torch.save({"optimizer": optimizer, "log": M.log}, tmp / "trainer.pt")
+    M.policy.save_pretrained(tmp, state_dict=weights)
+    tokenizer.save_pretrained(tmp)
+    torch.save({"optimizer": optimizer, "log": M.log}, tmp / "trainer.pt")
     files = [f for f in tmp.rglob("*") if f.is_file()]
+    # else a power cut may leave the new name, and holes where the content was still in memory
     for f in files:
         with open(f, "rb") as handle:
             os.fsync(handle.fileno())
@@ -569,9 +539,11 @@ def load_trainer(folder: Path, optimizer=None) -> dict:
     import torch
 
     path = folder / "trainer.pt"
+    # mapped, not read: at 7B the moments alone are 54 GB of a host's memory
     saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if optimizer is not None and saved["optimizer"]:
-        optimizer.state.clear()  # else both sets of moments are on the device for a moment
+        # else both sets of moments are on the device for a moment
+        optimizer.state.clear()
         ranks.load_moments(optimizer, saved["optimizer"])
     return saved["log"]
 
@@ -582,16 +554,14 @@ def resume(cfg: Config, out: Path, start: Path | str, n_done: int) -> State:
     A checkpoint is at most one ahead of the n_done iterations in the metrics. Where one is broken,
     the run steps back and says so.
     """
-    checkpoints = out / "checkpoints"
+    folders = [start, *(out / "checkpoints" / f"iter_{i}" for i in range(1, n_done + 1))]
     t = n_done
-    while t > 0 and not is_complete(checkpoints / f"iter_{t}"):
+    while t > 0 and not is_complete(folders[t]):
         t -= 1
-    folder = checkpoints / f"iter_{t}" if t else start
+    folder = folders[t]
     if t < n_done - 1:
-        print(
-            f"{checkpoints / f'iter_{n_done - 1}'} is missing or broken: going on from {folder}",
-            file=sys.stderr,
-        )
+        lost = folders[n_done - 1]
+        print(f"{lost} is missing or broken: going on from {folder}", file=sys.stderr)
     M = State(t, load_policy(cfg, folder))
     if t > 0:
         if METHODS[cfg.method].inherit:
@@ -604,34 +574,26 @@ def resume(cfg: Config, out: Path, start: Path | str, n_done: int) -> State:
 
 # -- memory ---------------------------------------------------------------------------------------
 
-CONTEXT = 4 << 30  # bytes of CUDA's context, vLLM's graphs and what it keeps asleep: an estimate
-
-
-def model_config(model: str):
-    """The config of a folder or hub name, a few kB; None where the hub can't be reached."""
-    return read_config(model) if Path(model).is_dir() else hub_config(model)
-
-
-def read_config(model: str):
-    """A model's config; raises UserError where it is no model, or a gated one."""
-    import transformers
-
-    try:
-        return transformers.AutoConfig.from_pretrained(model)
-    except (OSError, ValueError) as e:
-        raise UserError(f"--model {model}: {data.hub_reason(e)}") from None
+# bytes of CUDA's context, vLLM's graphs and what it keeps asleep: an estimate
+CONTEXT = 4 << 30
 
 
 @functools.cache
-def hub_config(model: str):
-    """A hub model's config, None without a network."""
+def model_config(model: str):
+    """The config of a folder or hub name, a few kB; None where the hub can't be reached.
+
+    raises  UserError  where it is no model, or a gated one
+    """
+    import transformers
+
     data.check_hub(model)
     try:
-        return read_config(model)
-    except UserError as e:
-        if "hub can't be reached" in str(e):
+        return transformers.AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as e:
+        reason = data.hub_reason(e)
+        if "hub can't be reached" in reason:
             return None
-        raise
+        raise UserError(f"--model {model}: {reason}") from None
 
 
 def n_parameters(model: str, shape) -> int | None:
@@ -640,12 +602,13 @@ def n_parameters(model: str, shape) -> int | None:
         import torch
         import transformers
 
+        # on "meta" a model has shapes and no memory
         with torch.device("meta"):
             return transformers.AutoModelForCausalLM.from_config(shape).num_parameters()
     size = re.search(r"(\d+(?:\.\d+)?)\s*([BbMm])(?![a-z])", model)
     if size is None:
         return None
-    return int(float(size[1]) * {"b": 1e9, "m": 1e6}[size[2].lower()])
+    return int(float(size[1]) * {"B": 1e9, "M": 1e6}[size[2].upper()])
 
 
 def needs(cfg: Config, n: int, shape, gpu: bool) -> dict[str, int]:
@@ -655,9 +618,9 @@ def needs(cfg: Config, n: int, shape, gpu: bool) -> dict[str, int]:
     returns  weights, gradients, optimizer, activations, context (of a GPU), KV cache, disk
     """
     bf16 = cfg.optim == "adamw8bit"
-    size = 2 if bf16 else 4
-    needed = {"weights": size * n, "gradients": size * n}
-    needed["optimizer"] = int(2 * n * (1 + 4 / 256)) if bf16 else 8 * n
+    # 8-bit moments have a float32 scale for each 256 numbers
+    number, moments = (2, 2 + 8 / 256) if bf16 else (4, 8)
+    needed = {"weights": number * n, "gradients": number * n, "optimizer": int(moments * n)}
     needed |= {"activations": 0, "context": 0, "KV cache": 0}
     stages = min(1, cfg.start_epoch)
     if cfg.method == "sft" or (cfg.reward == "answer+prm" and not cfg.prm):
@@ -667,22 +630,14 @@ def needs(cfg: Config, n: int, shape, gpu: bool) -> dict[str, int]:
     for name in ("weights", "gradients", "optimizer"):
         needed[name] //= ranks.LOCAL_WORLD  # each process keeps a share
     if shape is not None:
-        needed["activations"] = activations(cfg, n, shape, gpu)
-        needed["KV cache"] = kv_cache(cfg, n, shape, gpu)
+        needed |= at_work(cfg, n, shape, gpu)
     if gpu:  # CUDA, vLLM asleep and its graphs; torch's segments that are not full
         needed["context"] = CONTEXT + int(0.08 * needed["activations"])
     return needed
 
 
-def key_width(shape) -> int:
-    """Numbers of a token's keys in one layer."""
-    heads = getattr(shape, "num_key_value_heads", shape.num_attention_heads)
-    head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    return heads * head_dim
-
-
-def activations(cfg: Config, n: int, shape, gpu: bool) -> int:
-    """Bytes that a micro-batch keeps for its backward pass.
+def at_work(cfg: Config, n: int, shape, gpu: bool) -> dict[str, int]:
+    """Bytes that a micro-batch keeps for its backward pass, and those of the hf engine's cache.
 
     `python tests/bench.py --memory` sets them beside real peaks on a CPU; nobody has compared them
     on a GPU.
@@ -691,30 +646,25 @@ def activations(cfg: Config, n: int, shape, gpu: bool) -> int:
     mixed = gpu and not bf16  # autocast: a float32 residual stream, bf16 matrices
     number = 2 if gpu or bf16 else 4  # bytes of a matrix's input
     h, i, V = shape.hidden_size, shape.intermediate_size, shape.vocab_size
+    heads = getattr(shape, "num_key_value_heads", shape.num_attention_heads)
+    head_dim = getattr(shape, "head_dim", None) or h // shape.num_attention_heads
+    keys = heads * head_dim  # numbers of a token's keys in one layer
 
     # a layer keeps the inputs of its matrices, and of its norms in float32
-    layer = number * (8 * h + 2 * key_width(shape) + 4 * i) + (14 * mixed + 4 * bf16) * h
+    layer = number * (8 * h + 2 * keys + 4 * i) + (14 * mixed + 4 * bf16) * h
     head = 12 * V + 16 * h
     working = 3 * number * i  # of the layer whose backward pass runs
     layers = shape.num_hidden_layers
+    a_token, cast = layers * layer + max(head, working), n
     if cfg.gradient_checkpointing:  # the layers' inputs, and one layer
-        a_token = layers * (2 if bf16 else 4) * h + max(head, layer + working)
-        casts = mixed * 2 * V * h
-    else:
-        a_token = layers * layer + max(head, working)
-        casts = mixed * 2 * n
+        residual = weights_dtype(cfg).itemsize * h
+        a_token, cast = layers * residual + max(head, layer + working), V * h
     buffers = 3 * 2**23 + bf16 * 2**27  # the second is torch's compiler, which adamw8bit runs
-    return max(cfg.token_budget, cfg.max_length) * a_token + casts + buffers
+    kept = max(cfg.token_budget, cfg.max_length) * a_token + mixed * 2 * cast + buffers
 
-
-def kv_cache(cfg: Config, n: int, shape, gpu: bool) -> int:
-    """Bytes of the transformers engine's cache, one layer of it twice, and of autocast's copies."""
-    bf16 = cfg.optim == "adamw8bit"
-    mixed = gpu and not bf16
-    number = 2 if gpu or bf16 else 4
-    tokens = max(cfg.sample_budget, cfg.max_tokens)
-    layers = shape.num_hidden_layers + 1
-    return number * tokens * 2 * layers * key_width(shape) + mixed * 2 * n
+    # one layer of the cache is there twice while rows leave it; autocast keeps copies of weights
+    sampled = max(cfg.sample_budget, cfg.max_tokens) * 2 * (layers + 1) * keys
+    return {"activations": kept, "KV cache": number * sampled + mixed * 2 * n}
 
 
 def beside(cfg: Config, needed: dict[str, int]) -> int:

@@ -396,7 +396,7 @@ def test_what_is_read_from_the_hub(monkeypatch, task):
 LOCAL = "not a local folder, and the hub can't be reached"
 ASK_ONCE = [
     ("list(data.hub_rows('a/b', None, 'train'))", "can't load a/b from the hub"),
-    ("import trainer; trainer.hub_config('a/b'); trainer.load_tokenizer('a/b')", f"a/b: {LOCAL}"),
+    ("import trainer; trainer.model_config('a/b'); trainer.load_tokenizer('a/b')", f"a/b: {LOCAL}"),
     ("import rewards; rewards.PRM.load('a/b')", f"--prm a/b: {LOCAL}"),
 ]
 

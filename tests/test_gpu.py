@@ -261,7 +261,7 @@ def preflight_on(monkeypatch, capsys):
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", of_the_hub)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(runs.shutil, "disk_usage", lambda path: SimpleNamespace(free=1 << 50))
-    trainer.hub_config.cache_clear()
+    trainer.model_config.cache_clear()
 
     def call(card: int, flags: str, host: int = 200) -> str:
         total = SimpleNamespace(total_memory=card << 30)
@@ -274,7 +274,7 @@ def preflight_on(monkeypatch, capsys):
         return capsys.readouterr().out
 
     yield call
-    trainer.hub_config.cache_clear()
+    trainer.model_config.cache_clear()
 
 
 MATH = "--task math --reward answer --model hub/Mistral-7B"
