@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 import math
 import os
@@ -47,12 +48,15 @@ from trainer import (
 class Engine:
     """What both engines share: prompts, and chunks of samples that survive a kill."""
 
+    checked = True  # False after a swap that the canary has not tried
+
     def __init__(self, cfg: Config, tokenizer, prompt: Callable, stop_ids: list[int]):
         self.cfg = cfg
         self.tokenizer = tokenizer
         self.prompt = prompt  # query -> ids
         self.stop_ids = stop_ids  # the only tokens that end a response
-        self.parts = Path(cfg.out) / "parts"  # sampled chunks, until their iteration is written
+        # sampled chunks, until their iteration is written
+        self.parts = Path(cfg.out) / "parts"
 
     @contextmanager
     def awake(self, policy) -> Iterator[Callable[..., list[list[Sample]]]]:
@@ -75,32 +79,42 @@ class Engine:
 
         The same seed, name and policy give the same responses. Every --chunk queries are kept in
         parts/NAME until the iteration is written, so that a kill loses one chunk at most. Several
-        processes sample a chunk each in turn, and read the others' chunks there.
+        processes sample a chunk each in turn, and all read all chunks there.
         """
         prompt = prompt or self.prompt
-        self.check([prompt(q) for q in queries[:4]])
-        bar = data.progress(len(queries) * n, name)
-        chunks = {}
+        # once a swap, on real prompts, before the first response is kept
+        if queries and not self.checked:
+            self.check_canary([prompt(q) for q in queries[:4]])
+            self.checked = True
+        bar, parts = data.progress(len(queries) * n, name), []
         for turn, k in enumerate(range(0, len(queries), self.cfg.chunk)):
-            part = self.parts / f"{name}.{k}.jsonl.gz"
             asked = queries[k : k + self.cfg.chunk]
-            chunks[part] = whole_chunk(part, len(asked), n)
-            if chunks[part] is None and turn % ranks.WORLD == ranks.RANK:
-                prompts = [prompt(q) for q in asked]
-                seed = seed_of(self.cfg.seed, name, k)
-                chunks[part] = self.sample(prompts, n, temperature, seed, bar)
-                write_chunk(part, chunks[part])
-            else:
+            parts.append(self.parts / f"{name}.{k}.jsonl.gz")
+            if turn % ranks.WORLD != ranks.RANK or is_whole(parts[-1], len(asked), n):
                 bar.update(len(asked) * n)
+                continue
+            # a seed of the chunk's own: chunks drawn before a kill have no say in those after it
+            seed = seed_of(self.cfg.seed, name, k)
+            groups = self.sample([prompt(q) for q in asked], n, temperature, seed, bar)
+            write_chunk(parts[-1], groups)
         bar.close()
         ranks.wait()
         groups = []
-        for part, chunk in chunks.items():
-            groups += read_chunk(part) if chunk is None else chunk
+        for part in parts:
+            groups += read_chunk(part)
         return groups
 
-    def check(self, prompts: list[list[int]]) -> None:
-        """Stops the run where the engine does not hold the policy's weights."""
+    def as_samples(self, rows: list[list[int]]) -> list[Sample]:
+        """Sampled tokens as text; a row without a stop token was cut off."""
+        ended = [up_to_stop(row, self.stop_ids) for row in rows]
+        reasons = ["length" if short == row else "stop" for short, row in zip(ended, rows)]
+        texts = self.tokenizer.batch_decode(ended, skip_special_tokens=True)
+        return [Sample(text, reason) for text, reason in zip(texts, reasons)]
+
+
+def up_to_stop(row: list[int], stop_ids: list[int]) -> list[int]:
+    """The tokens before the first stop token."""
+    return list(itertools.takewhile(lambda token: token not in stop_ids, row))
 
 
 def write_chunk(part: Path, groups: list[list[Sample]]) -> None:
@@ -115,18 +129,17 @@ def read_chunk(part: Path) -> list[list[Sample]]:
     return [[Sample(*pair) for pair in json.loads(line)] for line in lines]
 
 
-def whole_chunk(part: Path, n_queries: int, n: int) -> list[list[Sample]] | None:
-    """n samples of each of n_queries, None where the file is missing or is not that."""
-    if not part.exists():
-        return None
+def is_whole(part: Path, n_queries: int, n: int) -> bool:
+    """True if a chunk holds n samples of each of n_queries; says so where it holds less."""
     try:
-        groups = read_chunk(part)
-        if [len(group) for group in groups] == [n] * n_queries:
-            return groups
+        sizes = [len(group) for group in read_chunk(part)]
+    except FileNotFoundError:
+        return False
     except (OSError, EOFError, ValueError, TypeError, zlib.error):
-        pass
-    print(f"{part}: damaged; sampled again", file=sys.stderr)
-    return None
+        sizes = []
+    if sizes != [n] * n_queries:
+        print(f"{part}: damaged; sampled again", file=sys.stderr)
+    return sizes == [n] * n_queries
 
 
 # -- transformers ---------------------------------------------------------------------------------
@@ -135,7 +148,8 @@ def whole_chunk(part: Path, n_queries: int, n: int) -> list[list[Sample]] | None
 class HFEngine(Engine):
     """Samples from the policy itself: no start-up, no copy of the weights, nothing to go stale."""
 
-    kind = loop = None  # the class of the last policy, and the loop that samples from it
+    # the class of the last policy, and the loop that can sample from such a one
+    kind = loop = None
 
     def wake(self, policy) -> None:
         """Takes the policy to sample from; the first of its kind chooses the loop."""
@@ -153,15 +167,19 @@ class HFEngine(Engine):
         groups: list[list[Sample]] = [[] for _ in prompts]
         for call, (rows, copies) in enumerate(self.calls(prompts, n)):
             asked = [prompts[i] for i in rows]
-            responses = self.generate(asked, copies, temperature, seed + call)
-            for k, response in enumerate(responses):
-                groups[rows[k // copies]].append(response)
+            tokens = self.loop(asked, copies, temperature, seed + call, self.cfg.max_tokens)
+            samples = self.as_samples(tokens.tolist())
+            for k, i in enumerate(rows):
+                groups[i] += samples[k * copies : (k + 1) * copies]
             if bar is not None:
-                bar.update(len(responses))
+                bar.update(len(samples))
         return groups
 
     def calls(self, prompts: list[list[int]], n: int) -> Iterator[tuple[list[int], int]]:
-        """(prompts, copies of each) of every batch: what --sample-budget holds, longest first."""
+        """(prompts, copies of each) of every batch that --sample-budget holds.
+
+        The longest come first: what is too large fails at once, and rows are padded little.
+        """
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         while order:
             longest = len(prompts[order[0]]) + self.cfg.max_tokens
@@ -171,14 +189,6 @@ class HFEngine(Engine):
             for start in range(0, n, fit):
                 yield rows, min(fit, n - start)
 
-    def generate(self, prompts: list[list[int]], n: int, temperature: float, seed: int):
-        """One batch of n responses to each prompt, as Samples."""
-        tokens = self.loop(prompts, n, temperature, seed, self.cfg.max_tokens)
-        rows = [up_to_stop(row, self.stop_ids) for row in tokens.tolist()]
-        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
-        reasons = ["stop" if len(row) < self.cfg.max_tokens else "length" for row in rows]
-        return [Sample(text, reason) for text, reason in zip(texts, reasons)]
-
     def own_loop(self, prompts, n: int, temperature: float, seed: int, max_tokens: int):
         """Tokens (B n, max_tokens); those after a stop token mean nothing.
 
@@ -186,23 +196,35 @@ class HFEngine(Engine):
         for its n responses, and responses that have ended leave the batch.
         """
         import torch
+        from transformers import DynamicCache
 
-        batch = Batch(self.policy, prompts, n, max_tokens, self.stop_ids)
-        generator = torch.Generator(self.policy.device).manual_seed(seed)
+        policy, where = self.policy, self.policy.device
+        head, cache = policy.get_output_embeddings(), DynamicCache(config=policy.config)
+        generator = torch.Generator(where).manual_seed(seed)
+        stops = torch.tensor(self.stop_ids, device=where)
+        tokens = torch.full((len(prompts) * n, max_tokens), self.stop_ids[0], device=where)
+        live = torch.arange(len(tokens), device=where)  # (rows,) those of tokens still in the cache
+        ended = torch.zeros_like(live, dtype=torch.bool)  # (rows,)
+        ids, mask = left_padded(prompts, where)  # (B, L), then (rows, read so far)
         with torch.inference_mode(), autocast(cache=True):
-            hidden = batch.read_prompts()
+            hidden, rows = forward(policy, cache, ids, mask), live // n
+            # every kind of cache can reorder its rows, which is to repeat and to drop them, too
+            cache.reorder_cache(rows)
+            hidden, mask = hidden[rows], mask[rows]
             for step in range(max_tokens):
-                logits = self.policy.get_output_embeddings()(hidden).float()  # (rows, vocabulary)
-                if temperature:
-                    p = (logits / temperature).softmax(-1)
-                    token = torch.multinomial(p, 1, generator=generator)[:, 0]
-                else:
-                    token = logits.argmax(-1)
-                token = batch.append(step, token)
-                if len(token) == 0 or step + 1 == max_tokens:
+                token = pick(head(hidden).float(), temperature, generator)  # (rows,)
+                tokens[live, step] = token
+                ended |= torch.isin(token, stops)
+                if ended.all() or step + 1 == max_tokens:
                     break
-                hidden = batch.read(token)
-        return batch.tokens
+                # not at every step: what stays in the cache is copied
+                if ended.float().mean() > 0.2:
+                    rows = (~ended).nonzero()[:, 0]
+                    cache.reorder_cache(rows)
+                    live, ended, token, mask = live[rows], ended[rows], token[rows], mask[rows]
+                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+                hidden = forward(policy, cache, token[:, None], mask)
+        return tokens
 
     def model_loop(self, prompts, n: int, temperature: float, seed: int, max_tokens: int):
         """The same by the model's own generate, for caches that our loop can't repeat."""
@@ -219,10 +241,12 @@ class HFEngine(Engine):
             pad_token_id=self.stop_ids[0],
         )
         ids, mask = ids.repeat_interleave(n, 0), mask.repeat_interleave(n, 0)
+        # what ours leaves open is filled from the model's own: top_p, penalties, a least length
         own_settings = self.policy.generation_config
-        self.policy.generation_config = GenerationConfig()  # else its penalties are added
+        self.policy.generation_config = GenerationConfig()
+        # generate takes no torch.Generator, so the global one is seeded and put back
         with torch.random.fork_rng(), torch.inference_mode(), autocast(cache=True):
-            torch.manual_seed(seed)  # generate takes no torch.Generator
+            torch.manual_seed(seed)
             out = self.policy.generate(ids, attention_mask=mask, generation_config=settings)
         self.policy.generation_config = own_settings
         return out[:, ids.shape[1] :]
@@ -234,10 +258,8 @@ class HFEngine(Engine):
             try:
                 if self.is_greedy(loop):
                     if reason:
-                        print(
-                            f"{name}: sampled by its own generate, slower: {reason}",
-                            file=sys.stderr,
-                        )
+                        slower = f"{name}: sampled by its own generate, slower: {reason}"
+                        print(slower, file=sys.stderr)
                     return loop
                 reason = "greedy tokens are not the model's own"
             except Exception as e:  # an unknown kind of cache: any exception type
@@ -259,6 +281,7 @@ class HFEngine(Engine):
             with torch.inference_mode(), autocast(cache=True):
                 logits = self.policy(ids).logits[0, len(prompt) - 1 : -1].float()  # (new, V)
             picked, best = logits[range(len(row)), row], logits.amax(-1)
+            # near ties may fall either way
             if (picked < best - tolerance(self.policy) * logits.abs().amax(-1)).any():
                 return False
         return True
@@ -274,71 +297,27 @@ def left_padded(prompts: list[list[int]], device):
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-class Batch:
-    """The rows of one `generate` call; those that have ended leave the cache, not `tokens`."""
-
-    def __init__(self, policy, prompts, n: int, max_tokens: int, stop_ids: list[int]):
-        import torch
-        from transformers import DynamicCache
-
-        device = policy.device
-        self.ids, self.mask = left_padded(prompts, device)  # (B, L), (rows, read so far)
-        self.body, self.n = body(policy), n
-        self.cache = DynamicCache(config=policy.config)
-        self.stops = torch.tensor(stop_ids, device=device)
-        size = (len(prompts) * n, max_tokens)
-        self.tokens = torch.full(size, stop_ids[0], device=device)  # (B n, max_tokens)
-        self.live = torch.arange(len(self.tokens), device=device)  # rows still in the cache
-        self.ended = torch.zeros(len(self.tokens), dtype=torch.bool, device=device)
-
-    def forward(self, ids, position):
-        """Hidden states (rows, width) at the last position of ids."""
-        out = self.body(
-            input_ids=ids,
-            attention_mask=self.mask,
-            position_ids=position,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        return out.last_hidden_state[:, -1]
-
-    def read_prompts(self):
-        """Reads each prompt once, then repeats it for its n responses."""
-        hidden = self.forward(self.ids, (self.mask.cumsum(1) - 1).clamp(min=0))
-        return hidden[self.take(self.live // self.n)]
-
-    def take(self, rows):
-        """Takes rows of mask and cache, each as often as it is named; returns rows."""
-        self.mask = self.mask[rows]
-        self.cache.reorder_cache(rows)  # every kind of cache has it
-        return rows
-
-    def append(self, step: int, token):
-        """Keeps the tokens (rows,) of a step; returns those of the rows that stay."""
-        import torch
-
-        self.tokens[self.live, step] = torch.where(self.ended, self.stops[0], token)
-        self.ended = self.ended | torch.isin(token, self.stops)
-        if self.ended.float().mean() > 0.2:  # not at every step: a copy of the cache costs
-            stay = (~self.ended).nonzero()[:, 0]
-            self.live, self.ended, token = self.live[stay], self.ended[stay], token[stay]
-            self.take(stay)
-        return token
-
-    def read(self, token):
-        """Reads one more token (rows,) of each row."""
-        import torch
-
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], 1)
-        return self.forward(token[:, None], self.mask.sum(1, keepdim=True) - 1)
+def forward(policy, cache, ids, mask):
+    """Reads ids (rows, new) into the cache; returns the last position's hidden states (rows, d)."""
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    out = body(policy)(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=positions,
+        past_key_values=cache,
+        use_cache=True,
+    )
+    return out.last_hidden_state[:, -1]
 
 
-def up_to_stop(row: list[int], stop_ids: list[int]) -> list[int]:
-    """The tokens before the first stop token."""
-    for i, token in enumerate(row):
-        if token in stop_ids:
-            return row[:i]
-    return row
+def pick(logits, temperature: float, generator):
+    """Tokens (rows,) drawn from softmax(logits / T), the greatest where T is 0."""
+    import torch
+
+    if temperature == 0:
+        return logits.argmax(-1)
+    p = (logits / temperature).softmax(-1)  # (rows, V)
+    return torch.multinomial(p, 1, generator=generator)[:, 0]
 
 
 # -- vLLM -----------------------------------------------------------------------------------------
@@ -347,11 +326,12 @@ def up_to_stop(row: list[int], stop_ids: list[int]) -> list[int]:
 class VLLMEngine(Engine):
     """vLLM inside this process: weights pass by reference, nothing goes through disk.
 
-    Built before the trainer takes memory; it starts asleep and empty. Only the model folder's
+    Sampler and trainer share one GPU, so one sleeps while the other works. The engine is built
+    before the trainer takes memory, and starts asleep and empty. Only the model folder's
     config.json is read: with load_format="dummy" a forgotten load is noise, not the base model.
     """
 
-    # Weight canary, mean nats a token; the right weights gave 1e-6 and 0.007 on a CPU.
+    # The canary's limit, mean nats a token; the right weights gave 1e-6 and 0.007 on a CPU.
     TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1}
 
     def __init__(self, cfg: Config, tokenizer, prompt: Callable, stop_ids: list[int], model):
@@ -365,54 +345,42 @@ class VLLMEngine(Engine):
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
         # FlashInfer's sampler is compiled with nvcc at the start; it is for top-k and top-p alone
         os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+        # float32 on a CPU, where the canary's limit can be a thousand times tighter
         self.dtype = "bfloat16" if self.gpu or cfg.optim == "adamw8bit" else "float32"
+        self.trainers_threads = torch.get_num_threads()
         with process_state_kept():
             self.llm = self.start(model)
             self.threads = torch.get_num_threads()  # what vLLM compiled its code for
-        self.policy = None
-        if self.gpu:
-            self.llm.sleep(level=2)
+        self.sleep()
 
     @memory_by("another --gpu-memory")
     def start(self, model: str | Path):
         """vLLM's LLM, with random weights."""
         from vllm import LLM
 
-        cfg, more = self.cfg, {}
-        if ranks.WORLD > 1:  # vLLM's own name for an engine that each of torchrun's processes has
-            more = {"distributed_executor_backend": "external_launcher"}
-        return LLM(
-            str(model),
+        longest = self.cfg.max_length + self.cfg.max_tokens
+        settings = dict(
             load_format="dummy",
             config_format="hf",  # Mistral's folders hold their own format, too
+            generation_config="vllm",  # a model's own temperature and top_k have no say
             skip_tokenizer_init=True,
-            seed=cfg.seed,
+            seed=self.cfg.seed,
             dtype=self.dtype,
-            max_model_len=cfg.max_length + cfg.max_tokens,
-            generation_config="vllm",
-            **self.memory(model),
-            **more,
+            max_model_len=longest,
         )
-
-    def memory(self, model: str | Path) -> dict:
-        """vLLM's settings of memory, for a GPU or a CPU."""
         if self.gpu:
-            share = gpu_share(self.cfg, model)
-            n = 1024  # sequences at once
-            return dict(
-                enable_sleep_mode=True,
-                gpu_memory_utilization=share,
-                max_num_seqs=n,
-                max_cudagraph_capture_size=n,
-            )
-        # a prompt read in two parts would rewind its generator, which a CPU's can't
-        batched = max(4096, self.cfg.max_length + self.cfg.max_tokens)
-        return dict(
-            enforce_eager=True,
-            kv_cache_memory_bytes=2 << 30,
-            enable_chunked_prefill=False,
-            max_num_batched_tokens=batched,
-        )
+            # in sleep mode vLLM can give its memory back to the GPU and take it again
+            settings |= dict(enable_sleep_mode=True)
+            settings |= dict(gpu_memory_utilization=gpu_share(self.cfg, model))
+            settings |= dict(max_num_seqs=1024, max_cudagraph_capture_size=1024)
+        else:
+            settings |= dict(enforce_eager=True, kv_cache_memory_bytes=2 << 30)
+            # a prompt read in two parts would rewind its generator, which a CPU's can't
+            settings |= dict(enable_chunked_prefill=False)
+            settings |= dict(max_num_batched_tokens=max(4096, longest))
+        if ranks.WORLD > 1:  # vLLM's own name for an engine that each of torchrun's processes has
+            settings["distributed_executor_backend"] = "external_launcher"
+        return LLM(str(model), **settings)
 
     @memory_by("a smaller --gpu-memory")
     def wake(self, policy) -> None:
@@ -423,108 +391,65 @@ class VLLMEngine(Engine):
         import torch
 
         if self.gpu:
-            torch.cuda.empty_cache()  # vLLM's memory is not torch's: what training freed goes first
+            # vLLM's memory is not torch's: what training freed must go back to the driver first
+            torch.cuda.empty_cache()
             self.llm.wake_up(tags=["weights"])
         # of several processes each takes every weight, one at a time
         weights = ((name, ranks.full(x)) for name, x in policy.state_dict().items())
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
         if self.gpu:
             self.llm.wake_up(tags=["kv_cache"])
-        self.llm.reset_prefix_cache()  # no cached prefix outlives the weights that made it
-        self.policy = policy.eval()
-        self.checked = False
-        if self.gpu:
-            self.outside = torch.get_num_threads()
             torch.set_num_threads(self.threads)
-
-    def check(self, prompts: list[list[int]]) -> None:
-        """Checks the weight canary, once after a swap."""
-        if not self.checked:
-            self.check_canary(prompts)
-            self.checked = True
+        # no cached prefix outlives the weights that made it
+        self.llm.reset_prefix_cache()
+        self.policy, self.checked = policy.eval(), False
 
     def sleep(self) -> None:
-        """Level 2: nothing is kept, so nothing stale can be sampled."""
+        """Level 2 keeps nothing; level 1 would keep weights that are stale by the next wake."""
         import torch
 
         self.policy = None
         if self.gpu:
-            torch.set_num_threads(self.outside)
+            torch.set_num_threads(self.trainers_threads)
             self.llm.sleep(level=2)
 
     @memory_by("a smaller --gpu-memory")
     def sample(self, prompts: list[list[int]], n: int, temperature: float, seed: int, bar=None):
         """n Samples of each prompt."""
-        outputs = self.generate(prompts, n, temperature, self.cfg.max_tokens, seed, bar=bar)
-        return [self.as_samples(output.outputs) for output in outputs]
+        settings = dict(temperature=temperature, max_tokens=self.cfg.max_tokens)
+        groups = []
+        for output in self.generate(prompts, n, seed, bar, **settings):
+            groups.append(self.as_samples([list(x.token_ids) for x in output.outputs]))
+        return groups
 
-    def generate(
-        self,
-        prompts: list[list[int]],
-        n: int,
-        temperature: float,
-        max_tokens: int,
-        seed: int,
-        **options,
-    ):
+    def generate(self, prompts: list[list[int]], n: int, seed: int, bar=None, **settings) -> list:
         """vLLM's outputs, n of each prompt; no two of them share a random stream.
 
-        options  bar (a progress bar), logprobs (0: those of the sampled tokens, at temperature 1)
-        raises   RuntimeError  between sleep and wake
+        settings  of SamplingParams: temperature, max_tokens, logprobs
+        raises    RuntimeError  between sleep and wake
         """
         if self.policy is None:
             raise RuntimeError("the engine is asleep and holds no policy: use engine.awake(policy)")
         from vllm import SamplingParams
 
-        # child j of prompt i draws from seed first + i n + j
+        # vLLM gives child j of a prompt the seed + j, so prompts' seeds are n apart; ignore_eos, as
+        # the end that the model's config.json names need not be ours
         first = int(np.random.SeedSequence(seed).generate_state(1)[0])
-        params = [
-            SamplingParams(
-                n=n,
-                temperature=temperature,
-                max_tokens=max_tokens,
-                seed=first + i * n,
-                stop_token_ids=self.stop_ids,
-                ignore_eos=True,
-                detokenize=False,
-                logprobs=options.get("logprobs"),
-            )
-            for i in range(len(prompts))
-        ]
-        bar = options.get("bar")
-        shown = False if bar is None else forward_to(bar)
+        settings |= dict(n=n, stop_token_ids=self.stop_ids, ignore_eos=True, detokenize=False)
+        params = [SamplingParams(seed=first + i * n, **settings) for i in range(len(prompts))]
         inputs = [{"prompt_token_ids": ids} for ids in prompts]
-        return self.llm.generate(inputs, params, use_tqdm=shown)
-
-    def as_samples(self, outputs: list) -> list[Sample]:
-        """vLLM's outputs of one prompt, which end with their stop token, as text."""
-        rows = [up_to_stop(list(o.token_ids), self.stop_ids) for o in outputs]
-        texts = self.tokenizer.batch_decode(rows, skip_special_tokens=True)
-        return [Sample(text, o.finish_reason) for text, o in zip(texts, outputs)]
-
-    def canary_gaps(self, prompts: list[list[int]]) -> list[float]:
-        """|log p_engine - log p_policy| of every token of one short response to each prompt."""
-        import torch
-
-        rows, theirs = [], []
-        outputs = self.generate(prompts, 1, 1.0, 16, self.cfg.seed, logprobs=0)
-        for prompt, output in zip(prompts, outputs):
-            [response] = output.outputs
-            tokens = up_to_stop(list(response.token_ids), self.stop_ids)
-            rows.append(prompt + tokens)
-            theirs += [row[t].logprob for row, t in zip(response.logprobs, tokens)]
-        with torch.no_grad():  # in one pass: several processes make as many
-            nll = token_nll(self.policy, rows, list(map(len, prompts)))  # (tokens of all rows,)
-        return (-nll.cpu() - torch.tensor(theirs)).abs().tolist()
+        return self.llm.generate(inputs, params, use_tqdm=bar is not None and forward_to(bar))
 
     def check_canary(self, prompts: list[list[int]]) -> float:
-        """Stops a run whose engine does not hold this very policy: stale weights are silent.
+        """Stops a run whose engine does not hold this very policy.
+
+        Stale weights fail nowhere: they give fluent responses, off-policy by an iteration. So after
+        each swap engine and trainer say how likely they find the same tokens.
 
         returns  the mean gap in nats a token
         raises   RuntimeError  where it is above TOLERANCE
         """
-        gaps = self.canary_gaps(prompts)
-        gap = float(np.mean(gaps)) if gaps else 0.0
+        gap = float(np.mean(self.canary_gaps(prompts)))
         allowed = self.TOLERANCE[self.dtype]
         if not gap <= allowed:  # NaN included
             raise RuntimeError(
@@ -532,6 +457,21 @@ class VLLMEngine(Engine):
                 f"samples differ by {gap:.3g} nats a token, {allowed:g} is allowed"
             )
         return gap
+
+    def canary_gaps(self, prompts: list[list[int]]) -> list[float]:
+        """|log p_engine - log p_policy| of every token of one short response to each prompt."""
+        import torch
+
+        settings = dict(temperature=1.0, max_tokens=16, logprobs=0)  # 0: of the sampled tokens
+        rows, theirs = [], []
+        for prompt, output in zip(prompts, self.generate(prompts, 1, self.cfg.seed, **settings)):
+            [response] = output.outputs
+            rows.append(prompt + list(response.token_ids))
+            theirs += [row[t].logprob for row, t in zip(response.logprobs, response.token_ids)]
+        # in one pass whatever their lengths: several processes must make as many
+        with torch.no_grad():
+            nll = token_nll(self.policy, rows, list(map(len, prompts)))  # (tokens of all rows,)
+        return (-nll.cpu() - torch.tensor(theirs)).abs().tolist()
 
 
 @contextmanager
@@ -543,42 +483,33 @@ def process_state_kept() -> Iterator[None]:
     """
     import torch
 
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    states = random.getstate(), np.random.get_state()
     threads, set_num_threads = torch.get_num_threads(), torch.set_num_threads
-    preload = os.environ.get("LD_PRELOAD")
+    preload = os.environ.get("LD_PRELOAD", "")
     try:
-        with warnings.catch_warnings(action="ignore"):
+        # the fork puts back torch's generators, those of all GPUs included
+        with warnings.catch_warnings(action="ignore"), torch.random.fork_rng():
             yield
     finally:
         torch.set_num_threads = set_num_threads
         torch.set_num_threads(threads)
-        os.environ.pop("LD_PRELOAD", None)
-        if preload is not None:
-            os.environ["LD_PRELOAD"] = preload
+        os.environ["LD_PRELOAD"] = preload
         random.setstate(states[0])
         np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
-        if cuda_states:
-            torch.cuda.set_rng_state_all(cuda_states)
 
 
 def forward_to(bar) -> Callable:
-    """What vLLM takes for use_tqdm, so that our own bar moves.
-
-    Its bar over prompts being read is left out; its bar over responses prints nowhere.
-    """
+    """What vLLM takes for use_tqdm: its bar over responses moves ours, and prints nowhere."""
     from tqdm import tqdm
 
     class Forward(tqdm):
         def update(self, n=1):
             bar.update(n)
-            return super().update(n)
 
-    def make(*args, **kwargs):
-        if args:
-            return args[0]
-        return Forward(**{**kwargs, "file": io.StringIO(), "dynamic_ncols": False})
+    def make(*prompts, **settings):
+        if prompts:  # its bar over prompts being read is left out
+            return prompts[0]
+        return Forward(file=io.StringIO())
 
     return make
 
@@ -608,9 +539,9 @@ def generation_ends(model: str | Path) -> list[int]:
         ends = GenerationConfig.from_pretrained(model).eos_token_id
     except OSError:
         return []
-    if ends is None:
-        return []
-    return ends if isinstance(ends, list) else [ends]
+    if isinstance(ends, int):
+        return [ends]
+    return ends or []
 
 
 def gpu_share(cfg: Config, model: str | Path) -> float:
@@ -621,23 +552,23 @@ def gpu_share(cfg: Config, model: str | Path) -> float:
     import torch
 
     n = n_parameters(str(model), model_config(str(model)))
-    if device() != "cuda" or n is None:
+    if n is None:
         return cfg.gpu_memory or 0.4
     total = torch.cuda.get_device_properties(0).total_memory
     needed = needs(cfg, n, None, True)
     held = beside(cfg, needed)
-    most = (total - held - CONTEXT) / total
-    share = cfg.gpu_memory or (total - held - (12 << 30)) / total
+    beside_it = f"beside {held / 2**30:.0f} GiB of weights and optimizer"
     offload = "--offload-optimizer, " if held > needed["weights"] else ""
+    most = (total - held - CONTEXT) / total
     if cfg.gpu_memory > most > 0:
         raise UserError(
-            f"--gpu-memory {cfg.gpu_memory}: beside {held / 2**30:.0f} GiB of weights and "
-            f"optimizer at most {most:.2f} of the GPU is left; take {offload}or a lower share"
+            f"--gpu-memory {cfg.gpu_memory}: {beside_it} at most {most:.2f} of the GPU is left; "
+            f"take {offload}or a lower share"
         )
-    if share * total < 2.5 * n:
+    share = cfg.gpu_memory or (total - held - (12 << 30)) / total
+    if share * total < 2.5 * n:  # bf16 weights, and a KV cache worth having
         raise UserError(
-            f"--model {model}: beside {held / 2**30:.0f} GiB of weights and optimizer vLLM has no "
-            f"room on a GPU of {total / 2**30:.0f} GiB; take a larger GPU, {offload}"
-            "a smaller --model, or --engine hf"
+            f"--model {model}: {beside_it} vLLM has no room on a GPU of {total / 2**30:.0f} GiB; "
+            f"take a larger GPU, {offload}a smaller --model, or --engine hf"
         )
     return math.floor(1000 * share) / 1000

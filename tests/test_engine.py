@@ -59,11 +59,8 @@ class Numbers:
 
     eos_token_id = 2
 
-    def decode(self, ids, **_) -> str:
-        return " ".join(map(str, ids))
-
     def batch_decode(self, rows, **_) -> list[str]:
-        return [self.decode(row) for row in rows]
+        return [" ".join(map(str, row)) for row in rows]
 
 
 def make_hf(out="", **settings) -> HFEngine:
@@ -164,24 +161,12 @@ def test_first_tokens_follow_softmax_of_logits_over_temperature(sampler, policy,
     p = (logits / temperature).softmax(-1).numpy()
     p[STOPS] = p[STOPS].sum(), 0
     want = p * len(tokens)
-    rare = want < 5
-    want, seen = np.append(want[~rare], want[rare].sum()), np.append(seen[~rare], seen[rare].sum())
-    chi2, df = ((seen - want) ** 2 / want.clip(1)).sum(), len(want) - 1
+    often = want >= 5  # for rarer ones the chi-square does not hold
+    chi2, df = ((seen - want) ** 2 / want.clip(1))[often].sum(), often.sum()
     assert df > 10 and chi2 < df + 4 * (2 * df) ** 0.5
 
 
 # -- transformers ---------------------------------------------------------------------------------
-
-
-def test_greedy_with_a_sliding_window_and_rows_that_leave_early():
-    """A Mistral's cache keeps a window only; prompts and responses are of unequal length."""
-    policy, sampler = tiny_llama("mistral", 1, sliding_window=8, initializer_range=0.3), make_hf()
-    sampler.wake(policy)
-    prompts = [[random.randrange(10, 44) for _ in range(random.randint(1, 20))] for _ in range(12)]
-    samples = [group[0] for group in sampler.sample(prompts, 1, 0.0, seed=0)]
-    for prompt, s in zip(prompts, samples):
-        assert (ids_of(s), s.finish_reason) == greedy(policy, prompt, STOPS, 24)
-    assert len({len(s.response) for s in samples}) > 3
 
 
 def test_a_small_budget_takes_more_calls_and_gives_all_responses():
@@ -194,13 +179,14 @@ def test_a_small_budget_takes_more_calls_and_gives_all_responses():
     assert small.sample(PROMPTS, 1, 0.0, seed=0) == large.sample(PROMPTS, 1, 0.0, seed=0)
 
 
-def test_a_full_gpu_names_the_flag_that_makes_room(monkeypatch):
+def test_a_full_gpu_names_the_flag_that_makes_room():
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(HFEngine, "generate", full)
+    sampler = make_hf()
+    sampler.loop = full
     with pytest.raises(UserError, match="the same command with a smaller --sample-budget goes on"):
-        make_hf().sample([[1, 5]], 1, 1.0, seed=0)
+        sampler.sample([[1, 5]], 1, 1.0, seed=0)
 
 
 def test_an_engine_holds_a_policy_inside_the_block_only():
@@ -224,14 +210,14 @@ def test_chunks_are_kept_and_not_drawn_again(tmp_path, monkeypatch):
     first = draw(sampler)
     assert len(list(sampler.parts.iterdir())) == 3 and [len(group) for group in first] == [2] * 10
     (sampler.parts / "iter1.pool.4.jsonl.gz").unlink()
-    seen, sample = [], HFEngine.sample
+    sizes, sample = [], sampler.sample
 
-    def counted(self, prompts, *args):
-        seen.append(len(prompts))
-        return sample(self, prompts, *args)
+    def counted(prompts, *args):
+        sizes.append(len(prompts))
+        return sample(prompts, *args)
 
-    monkeypatch.setattr(HFEngine, "sample", counted)
-    assert draw(sampler) == first and seen == [4]
+    monkeypatch.setattr(sampler, "sample", counted)
+    assert draw(sampler) == first and sizes == [4]
 
 
 def test_a_damaged_chunk_is_told_and_drawn_again(tmp_path, capsys):
@@ -273,14 +259,13 @@ def test_vllm_gets_what_the_trainer_leaves_of_a_gpu(gpu_80):
 # -- vLLM -----------------------------------------------------------------------------------------
 
 
-def train_a_little(policy, steps: int = 5):
-    """A few real AdamW steps on one repeated sentence."""
-    optimizer = torch.optim.AdamW(policy.parameters(), lr=3e-3)
+def train_a_little(policy):
+    """A real AdamW step."""
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-2)
     ids = torch.arange(20, 40)[None]
-    for _ in range(steps):
-        policy(input_ids=ids, labels=ids).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    policy(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 @pytest.mark.parametrize("kind", VLLM)
@@ -289,11 +274,12 @@ def test_vllm_starts_asleep_and_leaves_the_process_as_it_was(start, kind):
     assert left_alone
     vllm.sleep()
     with pytest.raises(RuntimeError, match="asleep"):
-        vllm.generate(PROMPTS, 1, 1.0, 4, seed=0)
+        vllm.generate(PROMPTS, 1, seed=0)
 
 
 @vllm_only
 def test_waking_brings_the_trained_weights_every_time(sampler, policy):
+    """With tied embeddings `named_parameters` lacks lm_head, and vLLM keeps the old one."""
     long = [1] + list(range(10, 60)) * 4  # cached prefixes are blocks of 128 tokens on a CPU
     sampler.wake(policy)
     for _ in range(2):
@@ -321,8 +307,8 @@ def test_waking_neither_touches_nor_aliases_the_policy(sampler, policy):
 @vllm_only
 def test_the_canary_stops_a_skipped_swap_before_a_sample_is_kept(sampler, policy, monkeypatch):
     sampler.wake(policy)
-    train_a_little(policy, steps=1)  # one optimizer step later, and no wake
-    asked = [Query("0", "", "")], 2, 1.0, "iter1.pool"
+    train_a_little(policy)  # and no wake
+    asked = QUERIES[:1], 2, 1.0, "iter1.pool"
 
     def forget(policy):
         sampler.policy, sampler.checked = policy, False
@@ -335,21 +321,6 @@ def test_the_canary_stops_a_skipped_swap_before_a_sample_is_kept(sampler, policy
     assert "\n" not in str(error.value) and not sampler.parts.exists()
     with sampler.awake(policy) as draw:
         assert [len(group) for group in draw(*asked)] == [2]
-
-
-@pytest.mark.parametrize("sampler", VLLM[1:], indirect=True)
-def test_the_canary_stops_a_stale_head(sampler, policy):
-    """Tied embeddings: `named_parameters` lacks lm_head and vLLM keeps the old one, silently."""
-    sampler.wake(policy)
-    other = make_policy(tied=True, seed=1)
-    weights = {"weights_iterator": iter(other.named_parameters())}
-    sampler.llm.collective_rpc("reload_weights", kwargs=weights)
-    sampler.llm.reset_prefix_cache()
-    sampler.policy = other
-    with pytest.raises(RuntimeError, match="does not hold the policy's weights"):
-        sampler.check_canary(PROMPTS)
-    sampler.wake(other)
-    sampler.check_canary(PROMPTS)
 
 
 @vllm_only
