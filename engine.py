@@ -26,23 +26,9 @@ import numpy as np
 
 import data
 import ranks
+import trainer
 from config import Config
 from data import Query, Sample, UserError
-from trainer import (
-    CONTEXT,
-    autocast,
-    beside,
-    body,
-    device,
-    memory_by,
-    model_config,
-    n_parameters,
-    needs,
-    seed_of,
-    token_nll,
-    tolerance,
-    write,
-)
 
 
 class Engine:
@@ -68,18 +54,15 @@ class Engine:
             self.sleep()
 
     def draw(
-        self,
-        queries: list[Query],
-        n: int,
-        temperature: float,
-        name: str,
-        prompt: Callable | None = None,
+        self, queries: list[Query], n: int, temperature: float, name: str, prompt=None
     ) -> list[list[Sample]]:
         """n responses to each query from the whole distribution; temperature 0 is greedy.
 
         The same seed, name and policy give the same responses. Every --chunk queries are kept in
         parts/NAME until the iteration is written, so that a kill loses one chunk at most. Several
         processes sample a chunk each in turn, and all read all chunks there.
+
+        prompt  query -> ids, where it is not the engine's own
         """
         prompt = prompt or self.prompt
         # once a swap, on real prompts, before the first response is kept
@@ -94,7 +77,7 @@ class Engine:
                 bar.update(len(asked) * n)
                 continue
             # a seed of the chunk's own: chunks drawn before a kill have no say in those after it
-            seed = seed_of(self.cfg.seed, name, k)
+            seed = trainer.seed_of(self.cfg.seed, name, k)
             groups = self.sample([prompt(q) for q in asked], n, temperature, seed, bar)
             write_chunk(parts[-1], groups)
         bar.close()
@@ -120,7 +103,7 @@ def up_to_stop(row: list[int], stop_ids: list[int]) -> list[int]:
 def write_chunk(part: Path, groups: list[list[Sample]]) -> None:
     """One line a query: [response, finish_reason] of each sample."""
     lines = [json.dumps([[s.response, s.finish_reason] for s in group]) for group in groups]
-    write(part, gzip.compress("\n".join(lines).encode(), 3, mtime=0))
+    trainer.write(part, gzip.compress("\n".join(lines).encode(), 3, mtime=0))
 
 
 def read_chunk(part: Path) -> list[list[Sample]]:
@@ -161,7 +144,7 @@ class HFEngine(Engine):
         """Lets go of the policy."""
         self.policy = None
 
-    @memory_by("a smaller --sample-budget")
+    @trainer.memory_by("a smaller --sample-budget")
     def sample(self, prompts: list[list[int]], n: int, temperature: float, seed: int, bar=None):
         """n Samples of each prompt."""
         groups: list[list[Sample]] = [[] for _ in prompts]
@@ -206,7 +189,7 @@ class HFEngine(Engine):
         live = torch.arange(len(tokens), device=where)  # (rows,) those of tokens still in the cache
         ended = torch.zeros_like(live, dtype=torch.bool)  # (rows,)
         ids, mask = left_padded(prompts, where)  # (B, L), then (rows, read so far)
-        with torch.inference_mode(), autocast(cache=True):
+        with torch.inference_mode(), trainer.autocast(cache=True):
             hidden, rows = forward(policy, cache, ids, mask), live // n
             # every kind of cache can reorder its rows, which is to repeat and to drop them, too
             cache.reorder_cache(rows)
@@ -245,7 +228,7 @@ class HFEngine(Engine):
         own_settings = self.policy.generation_config
         self.policy.generation_config = GenerationConfig()
         # generate takes no torch.Generator, so the global one is seeded and put back
-        with torch.random.fork_rng(), torch.inference_mode(), autocast(cache=True):
+        with torch.random.fork_rng(), torch.inference_mode(), trainer.autocast(cache=True):
             torch.manual_seed(seed)
             out = self.policy.generate(ids, attention_mask=mask, generation_config=settings)
         self.policy.generation_config = own_settings
@@ -278,11 +261,11 @@ class HFEngine(Engine):
         for prompt, row in zip(prompts, tokens.tolist()):
             row = row[: len(up_to_stop(row, self.stop_ids)) + 1]
             ids = torch.tensor([prompt + row], device=self.policy.device)
-            with torch.inference_mode(), autocast(cache=True):
+            with torch.inference_mode(), trainer.autocast(cache=True):
                 logits = self.policy(ids).logits[0, len(prompt) - 1 : -1].float()  # (new, V)
             picked, best = logits[range(len(row)), row], logits.amax(-1)
             # near ties may fall either way
-            if (picked < best - tolerance(self.policy) * logits.abs().amax(-1)).any():
+            if (picked < best - trainer.tolerance(self.policy) * logits.abs().amax(-1)).any():
                 return False
         return True
 
@@ -300,7 +283,7 @@ def left_padded(prompts: list[list[int]], device):
 def forward(policy, cache, ids, mask):
     """Reads ids (rows, new) into the cache; returns the last position's hidden states (rows, d)."""
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    out = body(policy)(
+    out = trainer.body(policy)(
         input_ids=ids,
         attention_mask=mask,
         position_ids=positions,
@@ -338,7 +321,7 @@ class VLLMEngine(Engine):
         import torch
 
         super().__init__(cfg, tokenizer, prompt, stop_ids)
-        self.gpu = device() == "cuda"
+        self.gpu = trainer.device() == "cuda"
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine lives in this process
         # on a GPU a weight that was not loaded is a warning; the CPU build warns of much else
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING" if self.gpu else "ERROR")
@@ -353,7 +336,7 @@ class VLLMEngine(Engine):
             self.threads = torch.get_num_threads()  # what vLLM compiled its code for
         self.sleep()
 
-    @memory_by("another --gpu-memory")
+    @trainer.memory_by("another --gpu-memory")
     def start(self, model: str | Path):
         """vLLM's LLM, with random weights."""
         from vllm import LLM
@@ -382,7 +365,7 @@ class VLLMEngine(Engine):
             settings["distributed_executor_backend"] = "external_launcher"
         return LLM(str(model), **settings)
 
-    @memory_by("a smaller --gpu-memory")
+    @trainer.memory_by("a smaller --gpu-memory")
     def wake(self, policy) -> None:
         """Weight memory, the policy's weights, then the KV cache: in this order the peak is lowest.
 
@@ -413,7 +396,7 @@ class VLLMEngine(Engine):
             torch.set_num_threads(self.trainers_threads)
             self.llm.sleep(level=2)
 
-    @memory_by("a smaller --gpu-memory")
+    @trainer.memory_by("a smaller --gpu-memory")
     def sample(self, prompts: list[list[int]], n: int, temperature: float, seed: int, bar=None):
         """n Samples of each prompt."""
         settings = dict(temperature=temperature, max_tokens=self.cfg.max_tokens)
@@ -468,9 +451,10 @@ class VLLMEngine(Engine):
             [response] = output.outputs
             rows.append(prompt + list(response.token_ids))
             theirs += [row[t].logprob for row, t in zip(response.logprobs, response.token_ids)]
+        n_prompts = [len(prompt) for prompt in prompts]
         # in one pass whatever their lengths: several processes must make as many
         with torch.no_grad():
-            nll = token_nll(self.policy, rows, list(map(len, prompts)))  # (tokens of all rows,)
+            nll = trainer.token_nll(self.policy, rows, n_prompts)  # (tokens of all rows,)
         return (-nll.cpu() - torch.tensor(theirs)).abs().tolist()
 
 
@@ -525,7 +509,7 @@ def make_engine(
     end_ids  the tokens that end a response, see data.end_ids; the model's own are added
     """
     stops = list(dict.fromkeys([*end_ids, *generation_ends(model)]))
-    vllm_fits = device() == "cuda" and find_spec("vllm") is not None
+    vllm_fits = trainer.device() == "cuda" and find_spec("vllm") is not None
     if cfg.engine == "hf" or (cfg.engine == "auto" and not vllm_fits):
         return HFEngine(cfg, tokenizer, prompt, stops)
     return VLLMEngine(cfg, tokenizer, prompt, stops, model)
@@ -551,15 +535,15 @@ def gpu_share(cfg: Config, model: str | Path) -> float:
     """
     import torch
 
-    n = n_parameters(str(model), model_config(str(model)))
+    n = trainer.n_parameters(str(model), trainer.model_config(str(model)))
     if n is None:
         return cfg.gpu_memory or 0.4
     total = torch.cuda.get_device_properties(0).total_memory
-    needed = needs(cfg, n, None, True)
-    held = beside(cfg, needed)
+    needed = trainer.needs(cfg, n, None, True)
+    held = trainer.beside(cfg, needed)
     beside_it = f"beside {held / 2**30:.0f} GiB of weights and optimizer"
     offload = "--offload-optimizer, " if held > needed["weights"] else ""
-    most = (total - held - CONTEXT) / total
+    most = (total - held - trainer.CONTEXT) / total
     if cfg.gpu_memory > most > 0:
         raise UserError(
             f"--gpu-memory {cfg.gpu_memory}: {beside_it} at most {most:.2f} of the GPU is left; "

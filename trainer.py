@@ -176,9 +176,7 @@ def load_tokenizer(model: str | Path):
     except (OSError, ValueError) as e:
         raise UserError(f"--model {model}: {data.hub_reason(e)}") from None
     if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"--model {model}: its tokenizer has no end-of-text token, so no response could end"
-        )
+        raise UserError(f"--model {model}: its tokenizer has no end token; no response could end")
     return tokenizer
 
 
@@ -317,12 +315,7 @@ def memory_by(flags: str) -> Iterator[None]:
 
 @memory_by("a smaller --token-budget, or with --gradient-checkpointing,")
 def train(
-    policy,
-    optimizer,
-    examples: list[tuple[list[int], int]],
-    phase: Phase,
-    cfg: Config,
-    accumulate: Callable = accumulate,
+    policy, optimizer, examples: list, phase: Phase, cfg: Config, accumulate: Callable = accumulate
 ) -> dict:
     """The optimizer steps of one phase.
 

@@ -122,7 +122,6 @@ def gpu(monkeypatch):
         LLM=StubLLM, SamplingParams=lambda **settings: SimpleNamespace(**settings)
     )
     monkeypatch.setitem(sys.modules, "vllm", stub)
-    monkeypatch.setattr(engine, "device", lambda: "cuda")
     monkeypatch.setattr(trainer, "device", lambda: "cuda")
     total = SimpleNamespace(total_memory=80 << 30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: total)
