@@ -417,16 +417,10 @@ def sft(cfg: Config, base: str, examples: list, tokenizer, stages: int = 0) -> l
         optimizer = adamw(policy, cfg.sft_lr)
         if start != base:
             load_trainer(start, optimizer)
+        schedule = dict(horizon=horizon, peak=cfg.sft_lr, end=cfg.lr_end, warmup=cfg.warmup)
         for i in range(missing[0], stages):
-            phase = Phase(
-                name=f"SFT to {paths[i].name}",
-                seed=seed_of(cfg.seed, "sft", i),
-                steps=range(i * n_steps, (i + 1) * n_steps),
-                horizon=horizon,
-                peak=cfg.sft_lr,
-                end=cfg.lr_end,
-                warmup=cfg.warmup,
-            )
+            name, seed = f"SFT to {paths[i].name}", seed_of(cfg.seed, "sft", i)
+            phase = Phase(name, seed, range(i * n_steps, (i + 1) * n_steps), **schedule)
             log = train(policy, optimizer, examples, phase, cfg)
             save(State(0, policy, optimizer, log), paths[i], tokenizer)
     return paths

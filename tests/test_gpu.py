@@ -115,20 +115,13 @@ class StubTokenizer:
 @pytest.fixture
 def gpu(monkeypatch):
     """An environment in which a GPU of 80 GiB and vLLM seem to be there."""
-    for name in list(os.environ):
-        if name.startswith("VLLM_"):
-            monkeypatch.delenv(name)
-    stub = SimpleNamespace(
-        LLM=StubLLM, SamplingParams=lambda **settings: SimpleNamespace(**settings)
-    )
+    others = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
+    monkeypatch.setattr(os, "environ", others)
+    stub = SimpleNamespace(LLM=StubLLM, SamplingParams=SimpleNamespace)
     monkeypatch.setitem(sys.modules, "vllm", stub)
     monkeypatch.setattr(trainer, "device", lambda: "cuda")
     total = SimpleNamespace(total_memory=80 << 30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: total)
-    yield stub
-    for name in list(os.environ):
-        if name.startswith("VLLM_"):
-            del os.environ[name]
 
 
 def start_engine(tmp_path, **settings):
