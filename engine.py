@@ -102,14 +102,18 @@ def up_to_stop(row: list[int], stop_ids: list[int]) -> list[int]:
 
 def write_chunk(part: Path, groups: list[list[Sample]]) -> None:
     """One line a query: [response, finish_reason] of each sample."""
-    lines = [json.dumps([[s.response, s.finish_reason] for s in group]) for group in groups]
+    lines = []
+    for group in groups:
+        lines.append(json.dumps([[s.response, s.finish_reason] for s in group]))
     trainer.write(part, gzip.compress("\n".join(lines).encode(), 3, mtime=0))
 
 
 def read_chunk(part: Path) -> list[list[Sample]]:
     """The samples that write_chunk wrote."""
-    lines = gzip.decompress(part.read_bytes()).decode().splitlines()
-    return [[Sample(*pair) for pair in json.loads(line)] for line in lines]
+    groups = []
+    for line in gzip.decompress(part.read_bytes()).splitlines():
+        groups.append([Sample(*pair) for pair in json.loads(line)])
+    return groups
 
 
 def is_whole(part: Path, n_queries: int, n: int) -> bool:
