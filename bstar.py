@@ -72,10 +72,10 @@ def balance(
     for groups in by_T:
         score(queries, groups)
 
-    arrays = [metrics.as_arrays(groups) for groups in by_T]
-    reward, correct, text = (np.stack(x) for x in zip(*arrays))  # (G_T, Q, K) each
+    outcomes = [metrics.as_arrays(groups) for groups in by_T]
     seed = seed_of(cfg.seed, t, "bootstrap")
-    decision = metrics.decide(reward, correct, text, temperatures, cfg.tau_grid, n_star, seed)
+    decision = metrics.decide(outcomes, temperatures, cfg.tau_grid, n_star, seed)
+    reward, correct, text = (np.stack(x) for x in zip(*outcomes))  # (G_T, Q, K) each
     run.save_decision(t, decision, reward, correct, text)
     T, tau = decision["temperature"], decision["tau"]
     return T, tau, by_T[temperatures.index(T)]

@@ -11,10 +11,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from fractions import Fraction
-from itertools import chain, pairwise, takewhile
-from math import comb, isnan
+from itertools import chain, pairwise
+from math import comb
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,18 +42,19 @@ def pass_at_k_s(n, c, K: int, S: int) -> Array:
     >>> pass_at_k_s(4, [0, 1, 2, 4], K=2, S=2).round(3).tolist()
     [0.0, 0.0, 0.167, 1.0]
     """
-    n, c = np.broadcast_arrays(np.asarray(n, int), np.asarray(c, int))
+    n, c = np.broadcast_arrays(n, c)
     in_range = (K <= n) & (0 <= c) & (c <= n)
     if not (1 <= S <= K and in_range.all()):
-        raise ValueError(f"need 1 <= S <= K <= n and 0 <= c <= n; K={K}, S={S}, n={np.unique(n)}")
-    shares = []
-    for size, right in zip(n.flat, c.flat):
-        shares.append(_at_least(S, right, size, K) / comb(size, K))
-    return np.array(shares, float).reshape(n.shape)
+        raise ValueError(f"need 1 <= S <= K <= n and 0 <= c <= n, got K={K}, S={S}")
+
+    def share(n: int, c: int) -> float:
+        return _at_least(S, c, n, K) / comb(n, K)
+
+    return np.vectorize(share, otypes=[float])(n, c)
 
 
 def _at_least(S: int, c: int, n: int, K: int) -> int:
-    """The number of K-subsets of n samples with S or more of c given ones."""
+    """The number of K-subsets of n samples that hold S or more of c given ones."""
     # the complement has only S terms; Python's integers neither round nor overflow
     fewer = [comb(c, s) * comb(n - c, K - s) for s in range(S)]
     return comb(n, K) - sum(fewer)
@@ -71,13 +74,22 @@ def distinct_equations(responses: Sequence[Sequence[str]], correct) -> tuple[flo
     """
     ratios = []
     for texts, verdicts in zip(responses, correct, strict=True):
-        right = [text for text, is_right in zip(texts, verdicts, strict=True) if is_right]
-        written = list(chain.from_iterable(map(equations, right)))
+        written = []
+        for text, is_right in zip(texts, verdicts, strict=True):
+            if is_right:
+                written += equations(text)
         if written:
             ratios.append(len(set(written)) / len(written))
     if not ratios:
         return 0.0, 0.0
     return float(np.mean(ratios)), len(ratios) / len(responses)
+
+
+# no equation goes on behind one of these, of plain text or LaTeX; 1,000 and 2.5 are numbers
+CLAUSE_END = re.compile(r"[;\n$]|,(?!\d)|\.(?!\d)|\\[\[\]()]")
+EQUALS = re.compile(r"(?<![<>!:])=")
+# LaTeX commands, capitalized names and single letters are none: they stand in formulas
+ENGLISH_WORD = re.compile(r"(?<!\S)[a-z]{2,}[:']?\w*(?!\S)")
 
 
 def equations(text: str) -> list[str]:
@@ -94,19 +106,13 @@ def equations(text: str) -> list[str]:
     if annotated:
         return ["".join(note.split()) for note in annotated]
     written = []
-    for clause in re.split(r"[;\n$]|,(?!\d)|\.(?!\d)|\\[\[\]()]", text):
-        sides = re.sub(r"(?<![<>!:])=", " = ", clause).split(" = ")
-        for left, right in pairwise(map(str.split, sides)):
-            before = list(takewhile(_is_formula, reversed(left)))
-            after = list(takewhile(_is_formula, right))
-            if before and after:
-                written.append("".join([*reversed(before), "=", *after]))
+    for clause in CLAUSE_END.split(text):
+        for left, right in pairwise(EQUALS.split(clause)):
+            before = ENGLISH_WORD.split(left)[-1]
+            after = ENGLISH_WORD.split(right)[0]
+            if before.strip() and after.strip():
+                written.append("".join(f"{before}={after}".split()))
     return written
-
-
-def _is_formula(word: str) -> bool:
-    """True unless the word is English; LaTeX commands and capitalized names are formula."""
-    return not re.fullmatch(r"[a-z]{2,}[:']?\w*", word)
 
 
 # -- exploitation ----------------------------------------------------------------------------------
@@ -127,54 +133,61 @@ def reward_at_k_s(reward, correct, K: int, S: int) -> Array:
     >>> reward_at_k_s([[0.9, 0.5, 0.1], [0.5, 0.5, 0.5]], [[1, 0, 1], [1, 0, 0]], K=2, S=1).round(3)
     array([0.667, 0.333])
     """
-    reward = _table(reward, float)
-    correct = _table(correct, bool)
-    n = reward.shape[-1] if len(reward) else K
-    if reward.ndim != 2 or reward.shape != correct.shape or not 1 <= S <= K <= n:
-        shapes = f"{reward.shape} and {correct.shape}"
-        raise ValueError(f"need one shape (Q, n), 1 <= S <= K <= n; got {shapes}, K={K}, S={S}")
-    reward = np.where(np.isnan(reward), -np.inf, reward)
-    return np.array([_reward_at_k_s(r, y, K, S) for r, y in zip(reward, correct)])
+    reward = _table(reward)
+    correct = _table(correct)
+    shapes = f"{reward.shape} and {correct.shape}"
+    if reward.ndim != 2 or reward.shape != correct.shape:
+        raise ValueError(f"need one shape (Q, n), got {shapes}")
+    if len(reward) and not 1 <= S <= K <= reward.shape[1]:
+        raise ValueError(f"need 1 <= S <= K <= n, got {shapes}, K={K}, S={S}")
+    return np.array([_of_query(r, y, K, S) for r, y in zip(reward, correct)])
 
 
-def _table(values, dtype: type) -> Array:
-    """(Q, K) of lists; an empty list, which is no queries, is (0, 0)."""
-    table = np.asarray(values, dtype)
-    return table.reshape(0, 0) if table.shape == (0,) else table
+def _table(values) -> Array:
+    """(Q, K) float of lists, (0, 0) of an empty list; NaN is -inf: last, and above no tau."""
+    table = np.asarray(values, float)
+    if table.shape == (0,):
+        table = table.reshape(0, 0)
+    return np.where(np.isnan(table), -np.inf, table)
 
 
-def _reward_at_k_s(reward: Array, correct: Array, K: int, S: int) -> float:
-    """Reward@K-S of one query, a sum over ties: g samples of equal reward, h of them correct."""
-    total, below, c_above = Fraction(0), len(reward), 0
+def _of_query(reward: Array, correct: Array, K: int, S: int) -> float:
+    """Reward@K-S of one query, summed over its ties, the best first."""
+    total = Fraction(0)
+    below = len(reward)
+    c_above = 0
     for value in np.unique(reward)[::-1]:
         tie = correct[reward == value]
-        g, h = len(tie), int(tie.sum())
+        g = len(tie)
+        h = int(tie.sum())
         below -= g
         # the S best end in this tie: S - s are above it, and s or more of the tie are drawn
         for s in range(1, min(S, h) + 1):
-            subsets = comb(c_above, S - s) * _at_least(s, g, g + below, K - S + s)
-            # in a random order the first s of the tie are all correct: C(h,s) / C(g,s)
-            total += Fraction(comb(h, s) * subsets, comb(g, s))
+            above = comb(c_above, S - s)
+            rest = _at_least(s, g, g + below, K - S + s)
+            # in a random order the first s of the tie are all correct
+            total += above * rest * Fraction(comb(h, s), comb(g, s))
         c_above += h
     return float(total / comb(len(reward), K))
 
 
-def auc(score, label) -> float:
+def auc(score, label) -> float | None:
     """P(score of a positive > score of a negative), ties half: the area under the ROC curve.
 
     score, label  (n,) float, (n,) bool
-    returns       float in [0, 1]; NaN where all labels are the same
+    returns       float in [0, 1], to four places; None where all labels are the same
 
     >>> auc([0.9, 0.8, 0.4, 0.4], [1, 0, 1, 0])
     0.625
     """
-    score, label = np.asarray(score, float), np.asarray(label, bool)
-    positives, negatives = score[label], np.sort(score[~label])
-    if not len(positives) or not len(negatives):
-        return float("nan")
-    below = np.searchsorted(negatives, positives, side="left")
-    not_above = np.searchsorted(negatives, positives, side="right")
-    return float((below + not_above).sum() / 2 / (len(positives) * len(negatives)))
+    score = np.asarray(score, float)
+    label = np.asarray(label, bool)
+    positives = score[label]
+    negatives = np.sort(score[~label])
+    # counted by bisection: a pool has too many pairs to compare each
+    below = np.searchsorted(negatives, positives, side="left").sum()
+    not_above = np.searchsorted(negatives, positives, side="right").sum()
+    return _ratio((below + not_above) / 2, len(positives) * len(negatives))
 
 
 def calibration(p, label, bins: int = 10) -> dict:
@@ -188,7 +201,7 @@ def calibration(p, label, bins: int = 10) -> dict:
     {'ece': 0.375, 'calibration': {'score': [0.2, 0.9], 'correct': [1.0, 0.6667], 'n': [1, 3]}}
     """
     p = np.asarray(p, float)
-    place = np.minimum((p * bins).astype(int), bins - 1)
+    place = np.minimum(p * bins, bins - 1).astype(int)  # p = 1 is in the last bin, too
     n = np.bincount(place, minlength=bins)
     score = np.bincount(place, p, bins)
     positives = np.bincount(place, np.asarray(label, float), bins)
@@ -197,12 +210,18 @@ def calibration(p, label, bins: int = 10) -> dict:
         "correct": list(map(_ratio, positives, n)),
         "n": n.tolist(),
     }
-    return {"ece": _ratio(np.abs(score - positives).sum(), len(p)), "calibration": table}
+    gap = np.abs(score - positives).sum()
+    return {"ece": _ratio(gap, len(p)), "calibration": table}
 
 
 def _ratio(total, count) -> float | None:
     """total / count to four places, None where the count is 0."""
     return round(float(total / count), 4) if count else None
+
+
+def _share(marked) -> float | None:
+    """The share of True, None of an empty array."""
+    return _ratio(np.sum(marked), np.size(marked))
 
 
 # -- the balance -----------------------------------------------------------------------------------
@@ -222,9 +241,19 @@ def query_effect(n_sel, n_correct, n_star: int) -> Array:
     """
     n_sel = np.asarray(n_sel, float)
     n_correct = np.asarray(n_correct, float)
-    if n_star < 1 or (n_correct < 0).any() or (n_correct > n_sel).any():
+    in_range = (0 <= n_correct) & (n_correct <= n_sel)
+    if n_star < 1 or not in_range.all():
         raise ValueError(f"need 0 <= n_correct <= n_sel and n_star >= 1, got n_star={n_star}")
-    return np.minimum(n_correct / n_star, 1) * n_correct / np.maximum(n_sel, 1)
+    enough = np.minimum(n_correct / n_star, 1)
+    return enough * n_correct / np.maximum(n_sel, 1)
+
+
+class Outcomes(NamedTuple):
+    """What selection sees of the K samples of each of Q queries."""
+
+    reward: Array  # (Q, K) float, r of Eq. 1; -inf for a cut-off response
+    correct: Array  # (Q, K) bool
+    text: Array  # (Q, K) int, equal where two samples of a query say the same, see `classes`
 
 
 def classes(texts: Sequence[str]) -> list[int]:
@@ -235,8 +264,9 @@ def classes(texts: Sequence[str]) -> list[int]:
     >>> classes(["1 + 1 = 2", "2 = 2", "1 + 1  = 2\\n"])
     [0, 1, 0]
     """
+    folded = [" ".join(text.split()) for text in texts]
     numbers: dict[str, int] = {}
-    return [numbers.setdefault(" ".join(text.split()), len(numbers)) for text in texts]
+    return [numbers.setdefault(text, len(numbers)) for text in folded]
 
 
 def repeats(reward, text) -> Array:
@@ -248,11 +278,11 @@ def repeats(reward, text) -> Array:
     >>> repeats([[0.5, 0.9, 0.9]], [[0, 0, 0]]).tolist()
     [[True, False, True]]
     """
-    reward = _table(reward, float)
+    falling = -_table(reward)
     text = np.asarray(text)
-    repeated = np.ones(reward.shape, bool)
-    falling = np.where(np.isnan(reward), np.inf, -reward)
-    for q, order in enumerate(np.argsort(falling, axis=1, kind="stable")):
+    repeated = np.ones(falling.shape, bool)
+    orders = np.argsort(falling, axis=1, kind="stable")
+    for q, order in enumerate(orders):
         _, first = np.unique(text[q, order], return_index=True)
         repeated[q, order[first]] = False
     return repeated
@@ -261,48 +291,48 @@ def repeats(reward, text) -> Array:
 def sweep(reward, correct, repeated, taus: Sequence[float]) -> tuple[Array, Array]:
     """n_i and n'_i at every tau: the unique responses with r > tau, the correct ones   [Sec. 2.3]
 
-    reward, correct, repeated  (Q, K) float, bool, bool, see `repeats`; NaN is above no tau
+    reward, correct, repeated  (Q, K) float, bool, bool, see `repeats`
     taus                       (G,) float
     returns                    n_sel, n_correct, (Q, G) int
     """
-    above = _table(reward, float)[:, :, None] > np.asarray(taus, float)  # (Q, K, G)
-    selected = above & ~_table(repeated, bool)[:, :, None]
-    right = selected & _table(correct, bool)[:, :, None]
-    return selected.sum(axis=1), right.sum(axis=1)
+    unique = np.where(_table(repeated), -np.inf, _table(reward))  # no tau selects -inf
+    right = np.where(_table(correct), unique, -np.inf)
+    taus = np.asarray(taus, float)
+    n_sel = (unique[:, :, None] > taus).sum(axis=1)  # (Q, K, G) -> (Q, G)
+    n_correct = (right[:, :, None] > taus).sum(axis=1)
+    return n_sel, n_correct
 
 
-def effects(reward, correct, text, taus: Sequence[float], n_star: int) -> tuple[Array, Array]:
-    """qe_i and 1[n_i = 0] of every query at every tau   [Eq. 2]
-
-    reward, correct, text  (Q, K), see `as_arrays`; taus (G,) float
-    returns                two (Q, G) float
-    """
-    n_sel, n_correct = sweep(reward, correct, repeats(reward, text), taus)
-    return query_effect(n_sel, n_correct, n_star), (n_sel == 0).astype(float)
-
-
-def decide(reward, correct, text, temperatures: list, taus: list, n_star: int, seed=0) -> dict:
+def decide(
+    by_T: Sequence[Outcomes], temperatures: list, taus: list, n_star: int, seed: int = 0
+) -> dict:
     """(T, tau) = argmax of the mean query effect over the subset   [Sec. 3.3, Algorithm 1]
 
-    The mean is over all queries, and one without a selection counts 0: otherwise a high tau would
-    win by dropping the hard ones. Each call looks up this module's `query_effect`, so that a fork
-    changes the threshold rule with `metrics.query_effect = another`.
+    Each call looks up this module's `query_effect`, so that a fork changes the threshold rule with
+    `metrics.query_effect = another`.
 
-    reward, correct, text  (G_T, Q, K), see `as_arrays`: the subset's samples at each temperature
-    temperatures, taus     (G_T,), (G_tau,) float, rising
-    returns  the ledger's line: the chosen temperature and tau, their mean effect qe and its 95 %
-             interval, the points [T, tau] not significantly below it (tied, and their number ties),
-             the share of queries without a selection (empty), which of the two lie at an end of the
-             grid (edge), blind if every mean is 0, at each T the share of right samples (yield) and
-             unique right ones a query (unique), all means (surface, G_T lists of G_tau)
+    by_T                the subset's samples at each temperature
+    temperatures, taus  (G_T,), (G_tau,) float, rising
+    returns             the ledger's line; docs/logs.md has its keys
     """
-    by_T = [effects(*pool, taus, n_star) for pool in zip(reward, correct, text, strict=True)]
-    qe = np.stack([effect for effect, _ in by_T])  # (G_T, Q, G_tau)
+    qe, empty = [], []
+    for reward, correct, text in by_T:
+        n_sel, n_correct = sweep(reward, correct, repeats(reward, text), taus)
+        qe.append(query_effect(n_sel, n_correct, n_star))
+        empty.append(n_sel == 0)
+    qe = np.stack(qe)  # (G_T, Q, G_tau)
+    # over all queries: a high tau would win if those that it leaves without a selection dropped out
     surface = qe.mean(axis=1)  # (G_T, G_tau)
     i, j = _argmax(surface, temperatures, taus)
     interval, lead = _bootstrap(qe, i, j, seed)
-    lead[i, j] = np.inf
-    tied = [[temperatures[a], taus[b]] for a, b in np.argwhere(lead <= 0)]
+    lead[i, j] = np.inf  # the choice is no tie of itself
+    tied = []
+    for a, b in np.argwhere(lead <= 0):
+        tied.append([temperatures[a], taus[b]])
+    edge = []
+    for axis, place, grid in (("temperature", i, temperatures), ("tau", j, taus)):
+        if len(grid) > 1 and place in (0, len(grid) - 1):
+            edge.append(axis)
     return {
         "temperature": temperatures[i],
         "tau": taus[j],
@@ -310,14 +340,14 @@ def decide(reward, correct, text, temperatures: list, taus: list, n_star: int, s
         "interval": interval.round(6).tolist(),
         "ties": len(tied),
         "tied": tied,
-        "empty": float(by_T[i][1][:, j].mean()),
-        "edge": _edges(temperature=(i, len(temperatures)), tau=(j, len(taus))),
+        "empty": float(empty[i][:, j].mean()),
+        "edge": edge,
         "blind": not surface.max(),
         "n_star": n_star,
         "seed": seed,
         "temperatures": list(temperatures),
-        "yield": [round(float(np.mean(c)), 4) for c in correct],
-        "unique": [unique_correct(*pool) for pool in zip(reward, correct, text)],
+        "yield": [_share(at_T.correct) for at_T in by_T],
+        "unique": [unique_correct(*at_T) for at_T in by_T],
         "taus": list(taus),
         "surface": surface.round(6).tolist(),
     }
@@ -326,54 +356,47 @@ def decide(reward, correct, text, temperatures: list, taus: list, n_star: int, s
 def _argmax(surface: Array, temperatures: list, taus: list) -> tuple[int, int]:
     """The place of the maximum. Ties go to the lower T, then to the higher tau."""
     if not surface.max():  # no right answer was selected anywhere: the paper's fixed T = 1, tau = 0
-        return nearest(temperatures, 1.0), nearest(taus, 0.0)
-    best = np.argwhere(surface >= surface.max() - 1e-12).tolist()
-    return min(best, key=lambda place: (place[0], -place[1]))
+        return _nearest(temperatures, 1.0), _nearest(taus, 0.0)
+    i, j = np.nonzero(surface >= surface.max() - 1e-12)
+    return i[0], j[i == i[0]][-1]
+
+
+def _nearest(values: Sequence[float], x: float) -> int:
+    """The place of the value nearest to x, the first of equals."""
+    return np.argmin(np.abs(np.array(values) - x))
 
 
 def _bootstrap(qe: Array, i: int, j: int, seed: int) -> tuple[Array, Array]:
     """95 % interval of the chosen mean, and the low end of its lead on each point (G_T, G_tau)."""
     Q = qe.shape[1]
     rng = np.random.default_rng(seed)
-    weights = rng.multinomial(Q, np.full(Q, 1 / Q), size=1000) / Q  # (draws, Q)
+    counts = rng.multinomial(Q, np.full(Q, 1 / Q), size=1000)  # (draws, Q)
     # a draw of queries serves all points, so that the differences between points are paired
-    means = np.einsum("bq,tqg->btg", weights, qe, optimize=True)
-    chosen = means[:, i, j]
-    lead = np.quantile(chosen[:, None, None] - means, 0.025, axis=0)
+    means = np.einsum("bq,tqg->btg", counts / Q, qe, optimize=True)
+    chosen = means[:, i : i + 1, j : j + 1]
+    lead = np.quantile(chosen - means, 0.025, axis=0)
     return np.quantile(chosen, [0.025, 0.975]), lead
 
 
-def _edges(**places: tuple[int, int]) -> list[str]:
-    """The names of the places (i, n) that are the first or last of n > 1."""
-    edges = []
-    for name, (i, n) in places.items():
-        if n > 1 and i in (0, n - 1):
-            edges.append(name)
-    return edges
-
-
 def unique_correct(reward, correct, text) -> float:
-    """Right samples a query that say different things; the arguments are (Q, K), see `as_arrays`.
+    """Right samples a query that say different things; the arguments are those of `Outcomes`.
 
     >>> unique_correct([[1, 1, 1, 0]], [[True, True, True, False]], [[0, 0, 1, 2]])
     2.0
     """
-    counted = np.asarray(correct, dtype=bool) & ~repeats(reward, text)
+    counted = np.asarray(correct, bool) & ~repeats(reward, text)
     return round(float(counted.sum(axis=1).mean()), 4)
-
-
-def nearest(values: Sequence[float], x: float) -> int:
-    """The place of the value nearest to x, the first of equals."""
-    return int(np.argmin(np.abs(np.array(values) - x)))
 
 
 # -- an iteration's numbers ------------------------------------------------------------------------
 
 
-def as_arrays(groups: Groups) -> tuple[Array, Array, Array]:
-    """reward, correct, text of samples, (Q, K) float, bool, int; text is numbered by `classes`."""
+def as_arrays(groups: Groups) -> Outcomes:
+    """The samples of Q queries, K each, as arrays."""
+    reward = _field(groups, "reward")
+    correct = _field(groups, "correct")
     text = [classes(responses) for responses in _field(groups, "response", object)]
-    return _field(groups, "reward"), _field(groups, "correct"), np.array(text)
+    return Outcomes(reward, correct, np.array(text))
 
 
 def _field(groups: Groups, name: str, dtype: type | None = None) -> Array:
@@ -398,9 +421,7 @@ def of_samples(greedy: Groups, sampled: Groups, K: int, S: int) -> dict:
     """The numbers of one test set   [Sec. 2.2]
 
     greedy   (Q, 1) samples at T = 0; sampled (Q, K) samples at T = 1
-    returns  {"pass@1": %, "pass@K": %, "pass@K-S": %, "reward@K-S": %, "distinct": share, ...}, at
-             K and at smaller powers of two [Figs. 3, 5, 6]; `sound` responses, where steps can be
-             checked, are right in every step, too
+    returns  what Figs. 3, 5 and 6 show, also at powers of two below K; docs/logs.md has the keys
     """
     reward, correct, _ = as_arrays(sampled)
     stopped = _field(sampled, "finish_reason") == "stop"
@@ -424,14 +445,15 @@ def of_samples(greedy: Groups, sampled: Groups, K: int, S: int) -> dict:
         sound = _field(sampled, "sound")
         row["sound@1"] = _percent(_field(greedy, "sound"))
         row[f"sound@{K}"] = _percent(sound.any(axis=1))
-        row[f"sound@{K}-{S}"] = _percent(pass_at_k_s(K, sound.sum(axis=1), K, S))
+        row[f"sound@{K}-{S}"] = _percent(sound.sum(axis=1) >= S)
         row["false_reasoning"] = _false_reasoning(sampled)
     return row
 
 
 def _at_k(reward: Array, correct: Array, K: int, S: int) -> dict:
     """Pass@K, Pass@K-S and Reward@K-S in percent."""
-    n, c = correct.shape[1], correct.sum(axis=1)
+    n = correct.shape[1]
+    c = correct.sum(axis=1)
     return {
         f"pass@{K}": _percent(pass_at_k_s(n, c, K, 1)),
         f"pass@{K}-{S}": _percent(pass_at_k_s(n, c, K, S)),
@@ -440,10 +462,9 @@ def _at_k(reward: Array, correct: Array, K: int, S: int) -> dict:
 
 
 def _false_reasoning(groups: Groups) -> float | None:
-    """The share of right answers that a wrong step led to; None where there is none to check."""
+    """The share of right answers that a wrong step led to; None where no answer is right."""
     right = [s for s in chain.from_iterable(groups) if s.correct]
-    sound = [s.sound for s in right if s.sound is not None]
-    return _ratio(sound.count(False), len(sound))
+    return _share([not s.sound for s in right])
 
 
 def of_pool(
@@ -453,19 +474,20 @@ def of_pool(
 
     pool     (Q, K) samples; kept (Q,) lists of those selected for training
     check    the exact step checker of the task, or None
-    returns  {"qe": mean, "n_star", "kept", "sampled", "pool/correct": %, ...}; see `watch_prm`
+    returns  docs/logs.md has the keys
     """
-    arrays = as_arrays(pool)
-    qe, _ = effects(*arrays, [tau], n_star)
-    n_kept = sum(map(len, kept))
+    reward, correct, text = as_arrays(pool)
+    n_sel, n_correct = sweep(reward, correct, repeats(reward, text), [tau])
+    qe = query_effect(n_sel, n_correct, n_star)
+    selected = list(chain.from_iterable(kept))
     row = {
         "qe": round(float(qe.mean()), 6),
         "n_star": n_star,
-        "kept": n_kept,
-        "sampled": sum(map(len, pool)),
+        "kept": len(selected),
+        "sampled": correct.size,
         "pool/correct": pass_at_1(pool),
-        "pool/unique": unique_correct(*arrays),
-        "selected/correct": pass_at_1([list(chain.from_iterable(kept))]) if n_kept else None,
+        "pool/unique": unique_correct(reward, correct, text),
+        "selected/correct": pass_at_1([selected]) if selected else None,
         "queries_kept": sum(map(bool, kept)),
     }
     if pool[0][0].sound is not None:
@@ -479,49 +501,45 @@ def of_pool(
 def watch_prm(queries: list[Query], pool: Groups, tau: float, check: Check = None) -> dict:
     """How well the PRM, trained once, knows this policy's solutions   [Sec. 2.3, Observation 3]
 
-    check    the exact step checker of the task, or None
-    returns  "prm/auc", "prm/ece", "prm/calibration": lowest step score against the right answer;
-             "prm/wrong_admitted": share of the wrong answers with r > tau; "prm/min_last": share of
-             the solutions whose last step scores lowest; with `check` also "prm/auc_sound",
-             "prm/step_auc", "prm/false_admitted" against the truth; None where there is none
+    A solution's lowest step score is held against its right answer, with `check` also against the
+    truth. docs/logs.md has the keys.
     """
-    scored = []
+    questions, samples = [], []
     for query, group in zip(queries, pool):
-        scored += [(query.text, s) for s in group if s.finish_reason == "stop" and s.steps]
-    if not scored:
+        finished = [s for s in group if s.finish_reason == "stop" and s.steps]
+        questions += [query.text] * len(finished)
+        samples += finished
+    if not samples:
         return {}
-    samples = [sample for _, sample in scored]
     lowest = np.array([min(s.steps) for s in samples])
     last = np.array([s.steps[-1] for s in samples])
     correct = np.array([s.correct for s in samples])
     admitted = np.array([s.reward > tau for s in samples])
-    row = {"auc": _auc(lowest, correct), **calibration(lowest, correct)}
-    wrong = ~correct
-    row["wrong_admitted"] = _ratio((admitted & wrong).sum(), wrong.sum())
-    row["min_last"] = _ratio((last == lowest).sum(), len(last))
+    row = {
+        "auc": auc(lowest, correct),
+        **calibration(lowest, correct),
+        "wrong_admitted": _share(admitted[~correct]),
+        "min_last": _share(last == lowest),
+    }
     if check is not None:
         sound = np.array([s.sound for s in samples])
-        row["auc_sound"] = _auc(lowest, sound)
-        row["step_auc"] = _step_auc(scored, check)
-        unsound = correct & ~sound
-        row["false_admitted"] = _ratio((admitted & unsound).sum(), unsound.sum())
+        row["auc_sound"] = auc(lowest, sound)
+        scores, truth = [], []
+        for question, s in zip(questions, samples):
+            scores += s.steps
+            truth += step_truth(check(question, s.response), len(s.steps))
+        row["step_auc"] = auc(scores, truth)
+        row["false_admitted"] = _share(admitted[correct & ~sound])
     return {f"prm/{name}": value for name, value in row.items()}
 
 
-def _step_auc(scored: list[tuple[str, Sample]], check: Callable) -> float | None:
-    """AUC of step scores; a step is right if it and all before it are."""
-    scores, truth = [], []
-    for question, sample in scored:
-        right = check(question, sample.response)
-        scores += sample.steps
-        truth += [all(right[: j + 1]) for j in range(len(sample.steps))]
-    return _auc(scores, truth)
+def step_truth(right: list[bool], n: int) -> list[bool]:
+    """For n steps of a solution: is the step right, and are all before it?
 
-
-def _auc(score, label) -> float | None:
-    """`auc` to four places, None for NaN, which JSON does not know."""
-    value = auc(score, label)
-    return None if isnan(value) else round(value, 4)
+    >>> step_truth([True, False, True], 3)
+    [True, False, False]
+    """
+    return [all(right[: j + 1]) for j in range(n)]
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -530,8 +548,6 @@ def read_jsonl(path: Path) -> list[dict]:
         return []
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
+        with suppress(ValueError):
             rows.append(json.loads(line))
-        except ValueError:
-            continue
     return [row for row in rows if isinstance(row, dict)]

@@ -25,7 +25,7 @@ import numpy as np
 import data
 from config import Parser, grid
 from data import UserError
-from metrics import decide, nearest, read_jsonl
+from metrics import Outcomes, decide, nearest, read_jsonl
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -334,7 +334,8 @@ def replay(run: Run, **settings) -> list[dict]:
             )
         places = [d["temperatures"].index(T) for T in Ts]
         pool = [array[places, :queries, :samples] for array in pool]
-        line = decide(*pool, Ts, taus, n_star, d["seed"])
+        by_T = [Outcomes(*arrays) for arrays in zip(*pool)]
+        line = decide(by_T, Ts, taus, n_star, d["seed"])
         again.append({"iter": d["iter"], **line})
     return again
 

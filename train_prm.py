@@ -416,8 +416,7 @@ def labels_worth(rows: list[dict], check) -> dict:
         share += row["share"]
         truth += [all(right[: j + 1]) for j in range(len(row["labels"]))]
     agree = float(np.equal(hard, truth).mean())
-    auc = metrics.auc(np.array(share), np.array(truth))
-    return {"labels_agree": round(agree, 4), "labels_auc": round(auc, 4)}
+    return {"labels_agree": round(agree, 4), "labels_auc": metrics.auc(share, truth)}
 
 
 def line(row: dict) -> str:

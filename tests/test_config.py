@@ -80,13 +80,14 @@ def test_with_a_binary_reward_tau_has_no_say():
     p = rng.beta(1, 1, (40, 1))
     correct = np.stack([rng.random((40, 32)) < p ** (1 + abs(T - 0.7)) for T in np.arange(8) / 10])
     text = np.broadcast_to(np.arange(32), correct.shape)
-    pool = correct.astype(float), correct, text
-    line = metrics.decide(*pool, cfg.temperature_grid, cfg.tau_grid, n_star=30)
+    arrays = zip(correct.astype(float), correct, text)
+    by_T = [metrics.Outcomes(*at_T) for at_T in arrays]
+    line = metrics.decide(by_T, cfg.temperature_grid, cfg.tau_grid, n_star=30)
     surface = np.array(line["surface"])
     ties = [i for i, tau in enumerate(cfg.tau_grid) if 0 <= tau < 1]
     assert len(ties) == 10 and (surface[:, ties] == surface[:, ties[:1]]).all()
     assert (surface[:, 0] < surface[:, ties[0]]).all() and not surface[:, -1].any()
-    alone = metrics.decide(*pool, cfg.temperature_grid, [0.0], n_star=30)
+    alone = metrics.decide(by_T, cfg.temperature_grid, [0.0], n_star=30)
     assert line["temperature"] == alone["temperature"] and 0 <= line["tau"] < 1
     assert line["qe"] == pytest.approx(alone["qe"])
 

@@ -97,8 +97,8 @@ def test_every_log_key_is_explained():
     row |= metrics.of_pool([query], [group], [group[:1]], 0.0, 1, check)
     keys = {re.sub(r"@[2-9]\d*", "@K", re.sub(r"@\d+-\d+", "@K-S", key)) for key in row}
     keys |= {"iter", "loss", "grad_norm", "skipped", "repeats", "temperature", "tau", "val/pass@1"}
-    arrays = metrics.as_arrays([group])
-    decision = metrics.decide(*[[a, a] for a in arrays], [0.5, 1.0], [0.0, 0.5], 1)
+    by_T = [metrics.as_arrays([group])] * 2
+    decision = metrics.decide(by_T, [0.5, 1.0], [0.0, 0.5], 1)
     missing = []
     for key in keys | decision.keys():
         if f"`{key}`" not in page and f"`{key.split('/')[0]}/...`" not in page:

@@ -53,7 +53,8 @@ def balance(path, t, seed):
     reward = correct + RNG.uniform(-1, 1, correct.shape)
     text = RNG.integers(0, 5, correct.shape).astype(np.int32)
     np.savez_compressed(path, reward=reward, correct=correct, text=text)
-    return {"iter": t, **metrics.decide(reward, correct, text, TS, TAUS, 2, seed=seed + t)}
+    by_T = [metrics.Outcomes(*arrays) for arrays in zip(reward, correct, text)]
+    return {"iter": t, **metrics.decide(by_T, TS, TAUS, 2, seed=seed + t)}
 
 
 # -- tables ----------------------------------------------------------------------------------------
@@ -195,7 +196,10 @@ def test_replay_with_other_settings(tmp_path):
     settings = {"temperatures": [0.5, 1.1], "taus": [0.25], "n_star": 4, "queries": 9, "samples": 5}
     line, _ = report.replay(run, **settings)
     pool = [array[[0, 2], :9, :5] for array in report.load_pool(run, run.ledger[0])]
-    expected = [metrics.effects(*at_T, [0.25], 4)[0].mean() for at_T in zip(*pool)]
+    expected = []
+    for reward, correct, text in zip(*pool):
+        n_sel, n_correct = metrics.sweep(reward, correct, metrics.repeats(reward, text), [0.25])
+        expected.append(metrics.query_effect(n_sel, n_correct, 4).mean())
     assert np.allclose(np.ravel(line["surface"]), expected, atol=1e-6)
     assert line["n_star"] == 4 and line["temperatures"] == [0.5, 1.1]
 
