@@ -214,7 +214,8 @@ def shepherd_input(tokenizer, query: str, steps: list[str]) -> tuple[list[int], 
     tag = "ки"
     query, *steps = [text.replace(tag, " ") for text in (query, *steps)]
     lines = [f"Step {j}: {step} {tag}" for j, step in enumerate(steps, 1)]
-    ids = tokenizer(query + " " + "\n".join(lines))["input_ids"]
+    # one text, since pieces of it would be cut into other tokens; it may name no special token
+    ids = tokenizer(query + " " + "\n".join(lines), split_special_tokens=True)["input_ids"]
     mark = in_context(tokenizer, tag)
     return ids, [i for i, token in enumerate(ids) if token == mark]
 
@@ -226,10 +227,15 @@ def qwen_input(tokenizer, query: str, steps: list[str]) -> tuple[list[int], list
     system = r"Please reason step by step, and put your final answer within \boxed{}."
     chat = [
         {"role": "system", "content": system},
-        {"role": "user", "content": query},
-        {"role": "assistant", "content": tag.join([*steps, ""])},
+        {"role": "user", "content": tag},
+        {"role": "assistant", "content": tag},
     ]
-    ids = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False)
+    # only the template and the tag may name special tokens
+    first, second, last = tokenizer.apply_chat_template(chat, tokenize=False).split(tag)
+    ids = tokens(tokenizer, first) + text_ids(tokenizer, query) + tokens(tokenizer, second)
+    for step in steps:
+        ids += text_ids(tokenizer, step) + tokens(tokenizer, tag)
+    ids += tokens(tokenizer, last)
     mark = tokens(tokenizer, tag)[-1]
     return ids, [i for i, token in enumerate(ids) if token == mark]
 

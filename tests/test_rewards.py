@@ -266,11 +266,21 @@ def pieces_of_mistral(folder):
     return tokenizer
 
 
-def test_a_special_token_in_a_response_is_text_and_as_a_separator_it_is_the_token(own, tmp_path):
+@pytest.mark.parametrize(
+    "kind, mark", [("own", "</s>"), ("shepherd", "▁ки"), ("qwen", "<extra_0>")]
+)
+def test_a_special_token_in_a_text_is_text_and_as_a_mark_it_is_the_token(own, tmp_path, kind, mark):
+    """The end token, the marks themselves: written by a policy, they move and end nothing."""
     tokenizer = pieces_of_mistral(tmp_path)
     tokenizer.init_kwargs["step_separator"] = "</s>"
-    ids, places = PRM(PRM.load(own).model, tokenizer).encode(STORY, ["# 0 </s>", "</s> # 1"])
-    assert [i for i, token in enumerate(ids) if token == tokenizer.eos_token_id] == places
+    if kind == "qwen":
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<extra_0>"]})
+    tokenizer.chat_template = "<s>{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    prm = PRM(PRM.load(own).model, tokenizer, kind)
+    ids, places = prm.encode(f"{STORY} </s> ки ?", ["# 0 </s>", "</s> # 1 ки <extra_0>", "<s>"])
+    mark = tokenizer.convert_tokens_to_ids(mark)
+    special = {*tokenizer.all_special_ids, mark} - {tokenizer.unk_token_id, ids[0]}
+    assert [i for i, token in enumerate(ids) if token in special] == places and len(places) == 3
 
 
 def causal(folder, tokenizer):
