@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 import sys
-from bisect import bisect_left
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple
+
+import numpy as np
 
 import ranks
 from data import Query, Sample, UserError, check_hub, hub_reason, micro_batches, progress, text_ids
@@ -70,9 +71,9 @@ def score(
     bar = progress(len(responses), "score")
     with prm.on_gpu() if prm else nullcontext():  # once for the whole pool
         for k in range(0, len(responses), 10_000):
-            part = responses[k : k + 10_000]
-            judge(asked[k : k + 10_000], part, task, reward, prm)
-            bar.update(len(part))
+            part = slice(k, k + 10_000)
+            judge(asked[part], responses[part], task, reward, prm)
+            bar.update(len(responses[part]))
     bar.close()
 
 
@@ -88,36 +89,23 @@ def judge(
         return grade(texts, golds, task, questions)
 
     correct = ranks.dealt(right, texts, golds, questions)
-    steps = step_scores(questions, texts, task, reward, prm)
+    scores = prm.score(questions, texts) if prm else [[] for _ in texts]
     check = CHECKERS.get(task)
-    for s, question, ok, p in zip(responses, questions, correct, steps, strict=True):
+    for s, question, ok, steps in zip(responses, questions, correct, scores, strict=True):
         s.pred = extract_answer(s.response, task)
         s.correct = ok
-        s.steps = p
-        s.r_prm = r_prm(p) if p else None
         if check:
-            s.sound = ok and all(check(question, s.response))
+            verdicts = check(question, s.response)
+            s.sound = ok and all(verdicts)
+        if reward == "answer+oracle":  # in a PRM's place: the ceiling to compare one with
+            steps = list(map(float, verdicts))
+        s.steps = steps
+        s.r_prm = r_prm(steps) if steps else None
 
     r = REWARDS[reward](queries, responses)
     for s, value in zip(responses, r, strict=True):
         if s.finish_reason == "stop":
             s.reward = value
-
-
-def step_scores(
-    questions: list[str], texts: list[str], task: str, reward: str, prm: PRM | None
-) -> list[list[float]]:
-    """The process scores of each response, one in [0, 1] a step; empty lists where there are none.
-
-    answer+oracle puts the toy's exact step checker in the place of a perfect PRM: the ceiling to
-    compare a learned one with.
-    """
-    if prm is not None:
-        return prm.score(questions, texts)
-    if reward != "answer+oracle":
-        return [[] for _ in texts]
-    verdicts = map(CHECKERS[task], questions, texts)
-    return [list(map(float, right)) for right in verdicts]
 
 
 # -- steps -----------------------------------------------------------------------------------------
@@ -312,13 +300,13 @@ class PRM:
             raise UserError(f"--prm {path}: {hub_reason(e)}") from None
         # BERT, which looks ahead, and GPT-2 call their heads otherwise
         no_score = kind == "own" and (model.config.num_labels != 2 or not hasattr(model, "score"))
-        if info["missing_keys"] or no_score:
-            known = ", ".join(PRM_FORMATS)
-            reason = f"it has no two-label head of --prm-format {kind}; the formats are {known}"
-            raise UserError(f"--prm {path}: {reason}")
+        fault = ""
         if len(places) != 2:
-            reason = f"its tokenizer does not keep the tags of --prm-format {kind} apart"
-            raise UserError(f"--prm {path}: {reason}, so steps would have no scores")
+            fault = f"its tokenizer does not keep the tags of --prm-format {kind} apart"
+        if info["missing_keys"] or no_score:
+            fault = f"it has no two-label head of --prm-format {kind}"
+        if fault:
+            raise UserError(f"--prm {path}: {fault}; the formats are {', '.join(PRM_FORMATS)}")
         return cls(model, tokenizer, kind, token_budget)
 
     def encode(self, query: str, steps: list[str]) -> tuple[list[int], list[int]]:
@@ -332,17 +320,15 @@ class PRM:
         """
         import torch
 
-        L, device = max(map(len, rows)), self.model.device
-        ids = torch.tensor([row + [0] * (L - len(row)) for row in rows], device=device)  # (B, L)
-        return ranks.inside(self.model, self.logits_at, ids, places).float()
+        def at_places(ids):
+            hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            of_rows = [hidden[b, where] for b, where in enumerate(places)]  # (steps, width) each
+            return self.format.head(self.model, self.tokenizer, torch.cat(of_rows))
 
-    def logits_at(self, ids, places: list[list[int]]):
-        """`logits` of padded ids (B, L)."""
-        import torch
-
-        hidden = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-        at = [hidden[b, where] for b, where in enumerate(places)]  # (steps of a row, width) each
-        return self.format.head(self.model, self.tokenizer, torch.cat(at))
+        L = max(map(len, rows))
+        padded = [row + [0] * (L - len(row)) for row in rows]
+        ids = torch.tensor(padded, device=self.model.device)  # (B, L)
+        return ranks.inside(self.model, at_places, ids).float()
 
     @contextmanager
     def on_gpu(self) -> Iterator[None]:
@@ -363,42 +349,38 @@ class PRM:
         steps beyond the longest input it takes are 0, and so are a score that is not a number and
         the steps of a response that has more or fewer places for scores than steps.
         """
-        import torch
-
-        pairs = list(dict.fromkeys(zip(queries, responses, strict=True)))
-        inputs, unread = [], 0
-        for query, response in pairs:
+        scores, rows, n_mixed = {}, [], 0
+        for query, response in dict.fromkeys(zip(queries, responses, strict=True)):
             steps = split_steps(response)
             ids, places = self.encode(query, steps)
-            if len(places) != len(steps):
-                unread += 1
-                ids, places = [], [0] * len(steps)
-            inputs.append((ids, places))
-        if unread:
-            print(f"PRM: {unread} responses mix up its tags and count as 0", file=sys.stderr)
-        with self.on_gpu(), torch.inference_mode():
-            scores = self.read(inputs)
-        of_pair = dict(zip(pairs, scores))
-        return [of_pair[pair] for pair in zip(queries, responses)]
+            of_steps = scores[query, response] = [0.0] * max(1, len(steps))
+            if len(places) == len(steps):
+                readable = [i for i in places if i < self.limit]
+                rows.append((ids[: self.limit], (of_steps, readable)))
+            else:
+                n_mixed += 1
+        if n_mixed:
+            print(f"PRM: {n_mixed} responses mix up its tags and count as 0", file=sys.stderr)
 
-    def read(self, inputs: list[tuple[list[int], list[int]]]) -> list[list[float]]:
-        """Step scores of (ids, places), in batches of like length within the token budget."""
-        scores = [[0.0] * max(1, len(places)) for _, places in inputs]
-        rows = [(ids[: self.limit], k) for k, (ids, _) in enumerate(inputs) if ids]
-        mine, odd = {}, 0
-        for batch, which in list(micro_batches(rows, self.budget))[ranks.RANK :: ranks.WORLD]:
-            places = []
-            for k in which:
-                places.append(inputs[k][1][: bisect_left(inputs[k][1], self.limit)])
-            p = self.logits(batch, places).softmax(-1)[:, 1]  # (steps of the batch,)
-            odd += int(p.isnan().sum())
-            values = iter(p.nan_to_num(0.0).tolist())
-            for k, at in zip(which, places):
-                mine[k] = [next(values) for _ in at]
-        for part in ranks.gathered(mine):
-            for k, of_steps in part.items():
-                scores[k][: len(of_steps)] = of_steps
-        odd = sum(ranks.gathered(odd))
-        if odd:
-            print(f"PRM: {odd} step scores are not a number and count as 0", file=sys.stderr)
+        batches = list(micro_batches(rows, self.budget))
+        n_odd = 0
+        for (_, of_batch), read in zip(batches, ranks.dealt(self.read, batches)):
+            for (of_steps, _), p in zip(of_batch, read):
+                of_steps[: len(p)] = np.nan_to_num(p).tolist()
+                n_odd += int(np.isnan(p).sum())
+        if n_odd:
+            print(f"PRM: {n_odd} step scores are not a number and count as 0", file=sys.stderr)
+        return [scores[pair] for pair in zip(queries, responses)]
+
+    def read(self, batches: list) -> list[list[list[float]]]:
+        """The score at each readable place of each row of each batch."""
+        import torch
+
+        scores = []
+        with self.on_gpu(), torch.inference_mode():
+            for rows, of_batch in batches:
+                places = [readable for _, readable in of_batch]
+                p = self.logits(rows, places).softmax(-1)[:, 1]  # (steps of the batch,)
+                of_rows = p.split(list(map(len, places)))
+                scores.append([of_row.tolist() for of_row in of_rows])
         return scores
