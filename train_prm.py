@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
+import itertools
 import json
 import math
 import random
@@ -101,13 +102,15 @@ def annotate(
     correct = right([prefixes[-1] for prefixes in solutions], cfg.task)
     rows = []
     for prefixes, ok in zip(solutions, correct):
+        query, text = prefixes[-1]
         shares = [share.get(prefix, 0.0) for prefix in prefixes[:-1]]
         shares.append(float(ok and all(shares)))  # a whole solution is right or not
-        query, text = prefixes[-1]
         row = {"query": query.id, "prompt": query.text, "completions": rewards.split_steps(text)}
         row |= {"share": shares, "labels": [x > 0 for x in shares], "correct": ok}
         rows.append(row)
-    trainer.write(path, gzip.compress("\n".join(map(json.dumps, rows)).encode(), 5, mtime=0))
+    lines = "\n".join(map(json.dumps, rows))
+    # without the time in its head, the file is the same bits every time
+    trainer.write(path, gzip.compress(lines.encode(), 5, mtime=0))
     return rows
 
 
@@ -115,14 +118,16 @@ def right(solutions: list[Prefix], task: str) -> list[bool]:
     """Whether each whole solution has the right answer."""
     texts = [s.text for s in solutions]
     golds = [s.query.gold for s in solutions]
-    return rewards.grade(texts, golds, task, [s.query.text for s in solutions])
+    questions = [s.query.text for s in solutions]
+    return rewards.grade(texts, golds, task, questions)
 
 
 def solve(setup: Setup, starts: list, queries: list[Query], cfg: PRMConfig) -> list[list[Prefix]]:
     """Distinct finished solutions in the order of drawing, each as its prefixes, the whole last."""
-    solvers = starts if cfg.solvers == "all" else starts[:1]
+    if cfg.solvers == "first":
+        starts = starts[:1]
     whole: dict[Prefix, None] = {}
-    for i, start in enumerate(solvers):
+    for i, start in enumerate(starts):
         with setup.engine.awake(trainer.load_policy(cfg, start)) as draw:
             groups = draw(queries, cfg.solutions, cfg.temperature or 1.0, f"solutions{i}")
         for query, group in zip(queries, groups):
@@ -146,39 +151,37 @@ def complete(
     completions.json says how many completions that took, and how many it would have taken.
     """
     share: dict[Prefix, float] = {}
+    T = cfg.temperature or 1.0
 
     def prompt(prefix: Prefix) -> list[int]:
         return setup.prompt(prefix.query) + data.text_ids(setup.tokenizer, prefix.text)
 
-    deepest = max((len(prefixes) for prefixes in solutions), default=0)
+    alive = solutions
     with setup.engine.awake(trainer.load_policy(cfg, completer)) as draw:
-        for depth in range(deepest - 1):
-            alive = alive_at(depth, solutions, share)
-            todo = [prefix for prefix in alive if len(prompt(prefix)) < cfg.max_length]
+        for depth in itertools.count():
+            alive = [prefixes for prefixes in alive if len(prefixes) > depth + 1]
+            shared = dict.fromkeys(prefixes[depth] for prefixes in alive)  # each once, in order
+            todo = [prefix for prefix in shared if len(prompt(prefix)) < cfg.max_length]
             if not todo:
                 break
-            name, T = f"step{depth + 1}", cfg.temperature or 1.0
-            for prefix, group in zip(todo, draw(todo, cfg.completions, T, name, prompt)):
+            groups = draw(todo, cfg.completions, T, f"step{depth + 1}", prompt)
+            for prefix, group in zip(todo, groups):
                 whole = [Prefix(prefix.query, f"{prefix.text} {s.response}") for s in group]
                 ended = [s.finish_reason == "stop" for s in group]
-                share[prefix] = float(np.logical_and(right(whole, cfg.task), ended).mean())
+                good = np.logical_and(right(whole, cfg.task), ended)
+                share[prefix] = float(good.mean())
+            alive = [prefixes for prefixes in alive if share.get(prefixes[depth])]
 
     every = []
     for prefixes in solutions:
         every += prefixes[:-1]
-    counts = {"without sharing": every, "without the lost": set(every), "done": share}
-    counts = {name: cfg.completions * len(completed) for name, completed in counts.items()}
+    counts = {
+        "without sharing": cfg.completions * len(every),
+        "without the lost": cfg.completions * len(set(every)),
+        "done": cfg.completions * len(share),
+    }
     trainer.write(out / "completions.json", json.dumps(counts).encode())
     return share
-
-
-def alive_at(depth: int, solutions: list[list[Prefix]], share: dict[Prefix, float]) -> list[Prefix]:
-    """The prefixes of depth + 1 steps, each once, that go on and have no lost one before them."""
-    alive: dict[Prefix, None] = {}
-    for prefixes in solutions:
-        if len(prefixes) > depth + 1 and (depth == 0 or share.get(prefixes[depth - 1], 0.0) > 0):
-            alive[prefixes[depth]] = None
-    return list(alive)
 
 
 # -- ready labels ----------------------------------------------------------------------------------
@@ -200,7 +203,10 @@ def read_annotations(name: str) -> list[dict]:
     annotated, broken, n = [], [], 0
     for n, (where, row) in enumerate(rows, 1):
         try:
-            annotated += read_row(row)
+            columns = [column for column in LAYOUTS if column in row]
+            if not columns:
+                raise ValueError(f"none of the columns {', '.join(LAYOUTS)}")
+            annotated += LAYOUTS[columns[0]](row)
         except (AttributeError, KeyError, IndexError, TypeError, ValueError) as e:
             broken.append(f"{where}, {type(e).__name__}: {e}")
     if not annotated:
@@ -212,34 +218,20 @@ def read_annotations(name: str) -> list[dict]:
     return annotated
 
 
-def read_row(row: dict) -> list[dict]:
-    """A row of any layout in ours: one row for each solution in it."""
-    for column, layout in LAYOUTS.items():
-        if column in row:
-            return layout(row)
-    raise ValueError(f"none of the columns {', '.join(LAYOUTS)}")
-
-
 def from_shepherd(row: dict) -> list[dict]:
     """`input` has a tag after each step, `label` + or - in its place."""
     *steps, rest = row["input"].split("ки")
-    labels, at = [], 0
-    for step in steps:
-        at += len(step)
-        labels.append({"+": 1.0, "-": 0.0}[row["label"][at]])
-        at += 1
-    if not labels or rest.strip() or not row["label"].startswith(steps[0]):
+    same_text = "([+-])".join(map(re.escape, [*steps, ""]))
+    marks = re.match(same_text, row["label"])
+    if not steps or rest.strip() or not marks:
         raise ValueError("input and label don't say the same")
-    question, first, text = steps[0].rpartition("Step 1:")
-    if not first:
-        raise ValueError("no 'Step 1:'")
-    completions = [text.strip()]
-    for step in steps[1:]:
-        numbered = re.fullmatch(r"\s*Step \d+:(.*)", step, re.S)
-        if not numbered:
-            raise ValueError("a step without its 'Step N:'")
-        completions.append(numbered[1].strip())
-    return [{"prompt": question.strip(), "completions": completions, "labels": labels}]
+    shapes = [r"(.*)Step 1:(.*)"] + [r"(\s*)Step \d+:(.*)"] * (len(steps) - 1)
+    parts = [re.fullmatch(shape, step, re.S) for shape, step in zip(shapes, steps)]
+    if not all(parts):
+        raise ValueError("a step without its 'Step N:'")
+    completions = [part[2].strip() for part in parts]
+    labels = [float(mark == "+") for mark in marks.groups()]
+    return [{"prompt": parts[0][1].strip(), "completions": completions, "labels": labels}]
 
 
 def from_prm800k(row: dict) -> list[dict]:
@@ -247,21 +239,23 @@ def from_prm800k(row: dict) -> list[dict]:
 
     A candidate's last step alone is rated. A neutral rating (0) is right.
     """
-    prompt, rows = row["question"]["problem"], []
-    chain, labels = [], []
+    label_of = {1: 1.0, 0: 1.0, -1: 0.0, None: None}
+    prompt = row["question"]["problem"]
+    rows, chain, labels = [], [], []
     for step in row["label"]["steps"]:
         chosen, candidates = step["chosen_completion"], step["completions"] or []
         for k, candidate in enumerate(candidates):
             if k != chosen and candidate["rating"] is not None:
                 steps = [*chain, candidate["text"]]
-                rated = [None] * len(chain) + [float(candidate["rating"] >= 0)]
+                rated = [None] * len(chain) + [label_of[candidate["rating"]]]
                 rows.append({"prompt": prompt, "completions": steps, "labels": rated})
-        following = step["human_completion"] if chosen is None else candidates[chosen]
+        following = step["human_completion"]  # a person's, where no candidate was any good
+        if chosen is not None:
+            following = candidates[chosen]
         if following is None:
             break
         chain.append(following["text"])
-        rating = 1 if chosen is None else following["rating"]
-        labels.append(None if rating is None else float(rating >= 0))
+        labels.append(1.0 if chosen is None else label_of[following["rating"]])
     if chain:
         rows.append({"prompt": prompt, "completions": chain, "labels": labels})
     return rows
@@ -295,15 +289,19 @@ def encode(prm: PRM, rows: list[dict], cfg: PRMConfig) -> list[Example]:
     examples = []
     for row in rows:
         ids, places = prm.encode(row["prompt"], row["completions"])
-        labels = row.get("share", row["labels"]) if cfg.labels == "soft" else row["labels"]
-        rated = [(i, float(y)) for i, y in zip(places, labels) if y is not None]
+        labels = row["labels"]
+        if cfg.labels == "soft":
+            labels = row.get("share", labels)
+        rated = [i for i, y in zip(places, labels) if y is not None]
+        labels = [float(y) for y in labels if y is not None]
         if len(ids) <= cfg.max_length and rated:
-            examples.append((ids, tuple(map(list, zip(*rated)))))
-    n, limit = len(rows), f"--max-length {cfg.max_length}"
+            examples.append((ids, (rated, labels)))
+    limit = f"--max-length {cfg.max_length}"
+    n_lost = len(rows) - len(examples)
     if not examples:
-        raise UserError(f"none of {n} annotated solutions has a label and fits {limit}")
-    if len(examples) < n:
-        lost = f"{n - len(examples)} of {n} have no label or are longer than {limit} and left out"
+        raise UserError(f"none of {n_lost} annotated solutions has a label and fits {limit}")
+    if n_lost:
+        lost = f"{n_lost} of {len(rows)} have no label or are longer than {limit} and left out"
         print(f"annotations: {lost}", file=sys.stderr)
     return examples
 
@@ -312,16 +310,18 @@ def accumulate(prm: PRM, _, batch: list[Example], token_budget: int) -> float:
     """Adds to .grad that of the mean cross-entropy of a global batch's steps; returns that mean."""
     import torch
 
-    n_steps, mean = sum(len(places) for _, (places, _) in batch), 0.0
-    for rows, at in ranks.micro_batches(batch, token_budget, nothing=lambda ids: ([], [])):
+    n_steps = sum(len(labels) for _, (_, labels) in batch)
+    mean = 0.0
+    for rows, rated in ranks.micro_batches(batch, token_budget, nothing=lambda ids: ([], [])):
         places, labels = [], []
-        for where, y in at:
-            places.append(where)
-            labels += y
+        for row_places, row_labels in rated:
+            places.append(row_places)
+            labels += row_labels
         with trainer.autocast():
-            log_p = prm.logits(rows, places).log_softmax(-1)  # (steps, 2)
+            log_p = prm.logits(rows, places).log_softmax(-1)  # (steps, 2): wrong, right
         y = torch.tensor(labels, device=log_p.device)
-        loss = -(y * log_p[:, 1] + (1 - y) * log_p[:, 0]).sum() / n_steps
+        log_likelihood = y * log_p[:, 1] + (1 - y) * log_p[:, 0]
+        loss = -log_likelihood.sum() / n_steps
         loss.backward()
         mean += loss.item()
     return sum(ranks.gathered(mean))
@@ -362,10 +362,11 @@ def fit(setup: Setup, rows: list[dict], cfg: PRMConfig, out: Path) -> None:
     """prm_epochs over the annotations, a checkpoint after each; the last is the PRM, out/prm."""
     folders = [out / "checkpoints" / f"epoch_{e}" for e in range(1, cfg.prm_epochs)]
     folders.append(out / "prm")
-    done = max((e for e, f in enumerate(folders, 1) if trainer.is_complete(f)), default=0)
-    start = folders[done - 1] if done else setup.base
-    tokenizer = trainer.load_tokenizer(setup.base)
-    prm = new_prm(start, tokenizer, setup.splits.base, cfg)
+    done, start = 0, setup.base
+    for e, folder in enumerate(folders, 1):
+        if trainer.is_complete(folder):
+            done, start = e, folder
+    prm = new_prm(start, trainer.load_tokenizer(setup.base), setup.splits.base, cfg)
     optimizer = trainer.adamw(prm.model, cfg.prm_lr)
     if done:
         trainer.load_trainer(start, optimizer)
@@ -385,7 +386,7 @@ def fit(setup: Setup, rows: list[dict], cfg: PRMConfig, out: Path) -> None:
         )
         log = trainer.train(prm.model, optimizer, examples, phase, cfg, backward)
         kept = optimizer if e + 1 < cfg.prm_epochs else None
-        trainer.save(trainer.State(e + 1, prm.model, kept, log), folders[e], tokenizer)
+        trainer.save(trainer.State(e + 1, prm.model, kept, log), folders[e], prm.tokenizer)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
 
 
@@ -414,7 +415,7 @@ def labels_worth(rows: list[dict], check) -> dict:
         right = check(row["prompt"], " ; ".join(row["completions"]))
         hard += row["labels"]
         share += row["share"]
-        truth += [all(right[: j + 1]) for j in range(len(row["labels"]))]
+        truth += metrics.step_truth(right, len(row["labels"]))
     agree = float(np.equal(hard, truth).mean())
     return {"labels_agree": round(agree, 4), "labels_auc": metrics.auc(share, truth)}
 
@@ -483,12 +484,15 @@ def ready(
 
 def make(setup: Setup, starts: list, rows: list[dict] | None, cfg: PRMConfig, out: Path) -> None:
     """Annotate, train, evaluate; a part that is done is left as it is."""
-    # sampled chunks are kept here, not in the run's folder
-    run_parts, setup.engine.parts = setup.engine.parts, out / "parts"
+    run_parts = setup.engine.parts
+    setup.engine.parts = out / "parts"  # sampled chunks are kept here, not in the run's folder
     queries = setup.splits.train
-    picked = random.Random(trainer.seed_of(cfg.seed, "prm")).sample(queries, len(queries))
+    rng = random.Random(trainer.seed_of(cfg.seed, "prm"))
+    picked = rng.sample(queries, len(queries))
     held_out = min(200, len(queries) // 10)
-    n = min(cfg.prm_queries or len(queries), len(queries) - held_out)
+    n = len(queries) - held_out
+    if cfg.prm_queries:
+        n = min(n, cfg.prm_queries)
     if rows is None:
         rows = annotate(setup, starts, picked[:n], cfg, out)
     row = count(rows)
