@@ -36,7 +36,7 @@ def pass_at_k_s(n, c, K: int, S: int) -> Array:
     which c are correct. S = 1 is the pass@k of Chen et al. (2021). n = K gives 1[c >= S].
 
     n, c     (Q,) int, or one int for all: samples and correct samples of each query
-    returns  (Q,) float in [0, 1]
+    returns  (Q,) float
     raises   ValueError unless 1 <= S <= K <= n and 0 <= c <= n
 
     >>> pass_at_k_s(4, [0, 1, 2, 4], K=2, S=2).round(3).tolist()
@@ -67,7 +67,6 @@ def distinct_equations(responses: Sequence[Sequence[str]], correct) -> tuple[flo
 
     responses  (Q,) lists of K texts; correct (Q, K) bool
     returns    the mean ratio and the share of queries that have an equation; 0, 0 where none has
-    raises     ValueError unless the lengths agree
 
     >>> distinct_equations([["1+1=2", "1+1=2", "2-0=2"], ["1=2", "3"]], [[1, 1, 1], [0, 0]])
     (0.6666666666666666, 0.5)
@@ -127,7 +126,7 @@ def reward_at_k_s(reward, correct, K: int, S: int) -> Array:
     are averaged over all their orders. -inf and NaN rank last.
 
     reward   (Q, n) float; correct (Q, n) bool
-    returns  (Q,) float in [0, 1]
+    returns  (Q,) float
     raises   ValueError unless the shapes agree and 1 <= S <= K <= n
 
     >>> reward_at_k_s([[0.9, 0.5, 0.1], [0.5, 0.5, 0.5]], [[1, 0, 1], [1, 0, 0]], K=2, S=1).round(3)
@@ -135,11 +134,10 @@ def reward_at_k_s(reward, correct, K: int, S: int) -> Array:
     """
     reward = _table(reward)
     correct = _table(correct)
-    shapes = f"{reward.shape} and {correct.shape}"
     if reward.ndim != 2 or reward.shape != correct.shape:
-        raise ValueError(f"need one shape (Q, n), got {shapes}")
+        raise ValueError(f"need one shape (Q, n), got {reward.shape} and {correct.shape}")
     if len(reward) and not 1 <= S <= K <= reward.shape[1]:
-        raise ValueError(f"need 1 <= S <= K <= n, got {shapes}, K={K}, S={S}")
+        raise ValueError(f"need 1 <= S <= K <= n, got K={K}, S={S}, n={reward.shape[1]}")
     return np.array([_of_query(r, y, K, S) for r, y in zip(reward, correct)])
 
 
@@ -175,7 +173,7 @@ def auc(score, label) -> float | None:
     """P(score of a positive > score of a negative), ties half: the area under the ROC curve.
 
     score, label  (n,) float, (n,) bool
-    returns       float in [0, 1], to four places; None where all labels are the same
+    returns       to four places; None where all labels are the same
 
     >>> auc([0.9, 0.8, 0.4, 0.4], [1, 0, 1, 0])
     0.625
@@ -194,8 +192,7 @@ def calibration(p, label, bins: int = 10) -> dict:
     """ECE = sum_b n_b / n * |mean p of bin b - share of positives in bin b|, bins of equal width.
 
     p, label  (n,) float in [0, 1], (n,) bool
-    returns   {"ece": float, "calibration": {"score": mean p, "correct": share of positives, "n":
-              count}}, the three with a number a bin; a mean over none is None
+    returns   ECE, and of each bin the mean p, the share of positives (None of none), the count
 
     >>> calibration([0.2, 0.9, 0.8, 1.0], [1, 1, 0, 1], bins=2)
     {'ece': 0.375, 'calibration': {'score': [0.2, 0.9], 'correct': [1.0, 0.6667], 'n': [1, 3]}}
@@ -356,14 +353,9 @@ def decide(
 def _argmax(surface: Array, temperatures: list, taus: list) -> tuple[int, int]:
     """The place of the maximum. Ties go to the lower T, then to the higher tau."""
     if not surface.max():  # no right answer was selected anywhere: the paper's fixed T = 1, tau = 0
-        return _nearest(temperatures, 1.0), _nearest(taus, 0.0)
+        return np.argmin(np.abs(np.subtract(temperatures, 1.0))), np.argmin(np.abs(taus))
     i, j = np.nonzero(surface >= surface.max() - 1e-12)
     return i[0], j[i == i[0]][-1]
-
-
-def _nearest(values: Sequence[float], x: float) -> int:
-    """The place of the value nearest to x, the first of equals."""
-    return np.argmin(np.abs(np.array(values) - x))
 
 
 def _bootstrap(qe: Array, i: int, j: int, seed: int) -> tuple[Array, Array]:
@@ -470,11 +462,10 @@ def _false_reasoning(groups: Groups) -> float | None:
 def of_pool(
     queries: list[Query], pool: Groups, kept: Groups, tau: float, n_star: int, check: Check = None
 ) -> dict:
-    """The numbers of an iteration's pool: query effect, what was kept, the PRM's state.
+    """The numbers of an iteration's pool, which docs/logs.md explains.
 
-    pool     (Q, K) samples; kept (Q,) lists of those selected for training
-    check    the exact step checker of the task, or None
-    returns  docs/logs.md has the keys
+    pool   (Q, K) samples; kept (Q,) lists of those selected for training
+    check  the exact step checker of the task, or None
     """
     reward, correct, text = as_arrays(pool)
     n_sel, n_correct = sweep(reward, correct, repeats(reward, text), [tau])
@@ -501,8 +492,8 @@ def of_pool(
 def watch_prm(queries: list[Query], pool: Groups, tau: float, check: Check = None) -> dict:
     """How well the PRM, trained once, knows this policy's solutions   [Sec. 2.3, Observation 3]
 
-    A solution's lowest step score is held against its right answer, with `check` also against the
-    truth. docs/logs.md has the keys.
+    A solution's lowest step score is held against its right answer, with `check` against the truth,
+    too; docs/logs.md has the keys.
     """
     questions, samples = [], []
     for query, group in zip(queries, pool):

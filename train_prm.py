@@ -279,8 +279,7 @@ LAYOUTS = {"input": from_shepherd, "question": from_prm800k, "prompt": from_ours
 
 # -- train -----------------------------------------------------------------------------------------
 
-
-# One solution as the PRM reads it: ids, and (places of the step scores, their labels).
+# a solution as the PRM reads it: ids, and (places of the step scores, their labels)
 Example = tuple[list[int], tuple[list[int], list[float]]]
 
 
@@ -396,11 +395,7 @@ def fit(setup: Setup, rows: list[dict], cfg: PRMConfig, out: Path) -> None:
 def evaluate(
     setup: Setup, start: Path | str, queries: list[Query], cfg: PRMConfig, prm: PRM
 ) -> dict:
-    """What the PRM is worth on fresh solutions of questions that it was not trained on.
-
-    returns  auc (solution score against the right answer) and calibration; where steps can be
-             checked exactly also auc_sound and step_auc against that truth
-    """
+    """What the PRM is worth on fresh solutions of questions that it was not trained on."""
     with setup.engine.awake(trainer.load_policy(cfg, start)) as draw:
         groups = draw(queries, 4, cfg.temperature or 1.0, "fresh")
     rewards.score(queries, groups, cfg.task, "answer+prm", prm)
@@ -435,7 +430,6 @@ def line(row: dict) -> str:
 
 
 # -- the whole -------------------------------------------------------------------------------------
-
 
 MARK = "inputs.sha256"  # names what the PRM in a folder is made from
 

@@ -38,26 +38,15 @@ def stories(n):
 # -- the reward ------------------------------------------------------------------------------------
 
 
-def a_group():
-    right = "Bob = Ann * 3 = 4 * 3 = 2 ; # 2"
-    lucky = "Bob = Ann * 3 = 4 * 3 = 1 ; # 2"
-    group = [Sample(text, "stop") for text in (right, lucky, "# 1")]
-    return [Query("0", "Ann has 4 . Bob has Ann times 3 . Bob ?", "2")], [
-        *group,
-        Sample(right, "length"),
-    ]
+RIGHT, LUCKY = "Bob = Ann * 3 = 4 * 3 = 2 ; # 2", "Bob = Ann * 3 = 4 * 3 = 1 ; # 2"
 
 
-@pytest.mark.parametrize(
-    "reward, r", [("answer", [1, 1, 0, -math.inf]), ("answer+oracle", [2, 0, -1, -math.inf])]
-)
-def test_score_fills_eq_1_and_never_rewards_a_cut_off_response(reward, r):
-    queries, group = a_group()
-    rewards.score(queries, [group], "stories", reward)
-    assert [s.reward for s in group] == r
-    assert [s.correct for s in group] == [True, True, False, True]
-    assert [s.sound for s in group] == [True, False, False, True]
-    assert [s.pred for s in group] == ["2", "2", "1", "2"]
+def rewarded(reward, prm=None):
+    """Scored samples of one query: right, right by luck, wrong, right but cut off."""
+    group = [Sample(text, "stop") for text in (RIGHT, LUCKY, "# 1")] + [Sample(RIGHT, "length")]
+    query = Query("0", "Ann has 4 . Bob has Ann times 3 . Bob ?", "2")
+    rewards.score([query], [group], "stories", reward, prm)
+    return group
 
 
 class Half:
@@ -69,11 +58,21 @@ class Half:
         return [[0.5] * max(1, len(split_steps(text))) for text in texts]
 
 
-def test_eq_1_with_a_prm():
-    queries, group = a_group()
-    rewards.score(queries, [group], "stories", "answer+prm", Half())
-    assert [s.r_prm for s in group] == [0.0] * 4 and [len(s.steps) for s in group] == [2, 2, 1, 2]
-    assert [s.reward for s in group] == [1, 1, 0, -math.inf]
+@pytest.mark.parametrize(
+    "reward, prm, r",
+    [
+        ("answer", None, [1, 1, 0, -math.inf]),
+        ("answer+oracle", None, [2, 0, -1, -math.inf]),
+        ("answer+prm", Half(), [1, 1, 0, -math.inf]),
+    ],
+)
+def test_score_fills_eq_1_and_never_rewards_a_cut_off_response(reward, prm, r):
+    group = rewarded(reward, prm)
+    assert [s.reward for s in group] == r
+    assert [s.correct for s in group] == [True, True, False, True]
+    assert [s.sound for s in group] == [True, False, False, True]
+    assert [s.pred for s in group] == ["2", "2", "1", "2"]
+    assert [len(s.steps) for s in group] == ([0] * 4 if reward == "answer" else [2, 2, 1, 2])
 
 
 def test_a_fork_is_one_function_in_the_table(monkeypatch):
@@ -81,9 +80,7 @@ def test_a_fork_is_one_function_in_the_table(monkeypatch):
         return [s.correct - len(s.response.split()) / 100 for s in responses]
 
     monkeypatch.setitem(rewards.REWARDS, "short", short)
-    queries, group = a_group()
-    rewards.score(queries, [group], "stories", "short")
-    assert [s.reward for s in group] == [1 - 0.14, 1 - 0.14, -0.02, -math.inf]
+    assert [s.reward for s in rewarded("short")] == [1 - 0.14, 1 - 0.14, -0.02, -math.inf]
 
 
 def test_nothing_to_score():
@@ -97,22 +94,15 @@ CASES = [
     ("", []),
     (" \n ", []),
     ("# 5", ["# 5"]),
-    ("a ; # 5", ["a", "# 5"]),
     ("a ; ; b", ["a", ";", "b"]),
     ("a ;", ["a"]),
+    ("He pays $3. X$ now. So $x=2.$ Then 3.5.", ["He pays $3. X$ now.", "So $x=2.$", "Then 3.5."]),
     (
-        "He pays $3. X$ now. So $x=2.$ Then 3.5 is it.\n#### 3.5",
-        ["He pays $3. X$ now.", "So $x=2.$", "Then 3.5 is it.", "#### 3.5"],
-    ),
-    (
-        "We have\n\\[x = 1.\\]\nwhere y is 2.\n\nThus \\[a. B\\] holds.",
-        ["We have\n\\[x = 1.\\]\nwhere y is 2.", "Thus \\[a. B\\] holds."],
+        "Be\n\\[x = 1.\\]\nwhere y.\n\nThus \\[a. B\\].",
+        ["Be\n\\[x = 1.\\]\nwhere y.", "Thus \\[a. B\\]."],
     ),
     ("It costs $3.\nHe has $5.", ["It costs $3.", "He has $5."]),
-    (
-        "\\begin{align*}\nA &= 1. \\\\\nB &= 2.\n\\end{align*}\nSo A.",
-        ["\\begin{align*}\nA &= 1. \\\\\nB &= 2.\n\\end{align*}", "So A."],
-    ),
+    ("\\begin{a*}\nA. \\\\\nB.\n\\end{a*}\nSo", ["\\begin{a*}\nA. \\\\\nB.\n\\end{a*}", "So"]),
 ]
 
 
@@ -210,12 +200,10 @@ def assert_scores(prm, reference, n=30):
     queries, responses = stories(n)
     queries, responses = queries + queries[:5], responses + responses[:5]
     scores = prm.score(queries, responses)
-    assert len(scores) == len(queries)
-    for query, response, steps in zip(queries, responses, scores):
+    for query, response, steps in zip(queries, responses, scores, strict=True):
         with torch.no_grad():
             expected = reference(query, split_steps(response)).tolist()
         assert steps == pytest.approx(expected, abs=1e-5)
-        assert len(steps) == len(split_steps(response)) and all(0 <= p <= 1 for p in steps)
 
 
 def test_scores_are_those_of_a_plain_two_label_model_read_one_by_one(own):
@@ -311,12 +299,6 @@ def test_shepherds_layout(tmp_path, make, marks):
     assert_scores(prm, reference, 6)
 
 
-def test_a_tokenizer_without_the_tag_is_refused(tmp_path):
-    causal(tmp_path, words(tmp_path))
-    with pytest.raises(UserError, match="--prm .* does not keep the tags of --prm-format shepherd"):
-        PRM.load(tmp_path, "shepherd")
-
-
 def test_a_response_that_fakes_a_tag_counts_as_0_and_is_counted(tmp_path, capsys):
     causal(tmp_path, words(tmp_path, ["ки", "+", "-", "к", "и"]))
     prm = PRM.load(tmp_path, "shepherd")
@@ -374,25 +356,26 @@ def test_what_cannot_be_read_is_not_vouched_for(own, capsys):
     assert "2 step scores are not a number" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "folder, kind",
-    [
-        ("none", "own"),
-        ("causal", "own"),
-        ("causal", "qwen"),
-        ("own", "qwen"),
-        ("own", "shepherd"),
-        ("bert", "own"),
-    ],
-)
-def test_a_folder_that_is_no_prm(own, tmp_path, folder, kind):
-    toy.make_tiny_llama(tmp_path / "causal", toy.STORY_WORDS, 0)
+NO_PRM = {  # folder, format -> why it is none
+    ("none", "own"): "",
+    ("causal", "own"): "no two-label head",
+    ("causal", "qwen"): "",
+    ("causal", "shepherd"): "does not keep the tags of --prm-format shepherd apart",
+    ("own", "qwen"): "",
+    ("bert", "own"): "no two-label head",
+}
+
+
+@pytest.mark.parametrize("place, why", NO_PRM.items())
+def test_a_folder_that_is_no_prm(own, tmp_path, place, why):
+    folder, kind = place
+    causal(tmp_path / "causal", words(tmp_path / "causal"))
     words(tmp_path / "bert")  # two labels, but it sees what comes later, padding too
     config = transformers.BertConfig(
         vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_labels=2
     )
     transformers.BertForTokenClassification(config).save_pretrained(tmp_path / "bert")
     path = own if folder == "own" else tmp_path / folder
-    with pytest.raises(UserError, match="--prm") as e:
+    with pytest.raises(UserError, match=f"--prm .*{why}") as e:
         PRM.load(path, kind)
     assert "\n" not in str(e.value)
