@@ -259,6 +259,8 @@ def qwen_model():
 
 
 class Format(NamedTuple):
+    """How a kind of PRM is made, fed and read."""
+
     model: str  # a class of transformers, or qwen_model's
     encode: Callable  # (tokenizer, query, steps) -> ids (L,), places (steps,)
     head: Callable  # (model, tokenizer, hidden (steps, width)) -> logits (steps, 2)
@@ -349,7 +351,7 @@ class PRM:
         steps beyond the longest input it takes are 0, and so are a score that is not a number and
         the steps of a response that has more or fewer places for scores than steps.
         """
-        scores, rows, n_mixed = {}, [], 0
+        scores, rows, n_mixed = {}, [], 0  # the lists in scores are filled in below
         for query, response in dict.fromkeys(zip(queries, responses, strict=True)):
             steps = split_steps(response)
             ids, places = self.encode(query, steps)

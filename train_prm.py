@@ -229,9 +229,12 @@ def from_shepherd(row: dict) -> list[dict]:
     parts = [re.fullmatch(shape, step, re.S) for shape, step in zip(shapes, steps)]
     if not all(parts):
         raise ValueError("a step without its 'Step N:'")
-    completions = [part[2].strip() for part in parts]
-    labels = [float(mark == "+") for mark in marks.groups()]
-    return [{"prompt": parts[0][1].strip(), "completions": completions, "labels": labels}]
+    row = {
+        "prompt": parts[0][1].strip(),
+        "completions": [part[2].strip() for part in parts],
+        "labels": [float(mark == "+") for mark in marks.groups()],
+    }
+    return [row]
 
 
 def from_prm800k(row: dict) -> list[dict]:
@@ -243,19 +246,23 @@ def from_prm800k(row: dict) -> list[dict]:
     prompt = row["question"]["problem"]
     rows, chain, labels = [], [], []
     for step in row["label"]["steps"]:
-        chosen, candidates = step["chosen_completion"], step["completions"] or []
+        chosen = step["chosen_completion"]
+        candidates = step["completions"] or []
         for k, candidate in enumerate(candidates):
             if k != chosen and candidate["rating"] is not None:
                 steps = [*chain, candidate["text"]]
                 rated = [None] * len(chain) + [label_of[candidate["rating"]]]
                 rows.append({"prompt": prompt, "completions": steps, "labels": rated})
-        following = step["human_completion"]  # a person's, where no candidate was any good
         if chosen is not None:
             following = candidates[chosen]
+            label = label_of[following["rating"]]
+        else:  # no candidate was any good, so a person wrote the step, or gave up
+            following = step["human_completion"]
+            label = 1.0
         if following is None:
             break
         chain.append(following["text"])
-        labels.append(1.0 if chosen is None else label_of[following["rating"]])
+        labels.append(label)
     if chain:
         rows.append({"prompt": prompt, "completions": chain, "labels": labels})
     return rows
@@ -263,14 +270,15 @@ def from_prm800k(row: dict) -> list[dict]:
 
 def from_ours(row: dict) -> list[dict]:
     """`prompt`, `completions` and as many `labels`, as annotations.jsonl.gz and TRL have them."""
-    steps, labels = row["completions"], row["labels"]
-    share = row.get("share", labels)
-    texts = isinstance(steps, list) and all(isinstance(x, str) for x in (row["prompt"], *steps))
+    columns = ("prompt", "completions", "labels", "share")
+    ours = {name: row[name] for name in columns if name in row}
+    steps, labels = ours["completions"], ours["labels"]
+    share = ours.get("share", labels)
+    texts = isinstance(steps, list) and all(isinstance(x, str) for x in (ours["prompt"], *steps))
     as_many = len(steps) == len(labels) == len(share) > 0
     if not (texts and as_many and all(0 <= x <= 1 for x in (*labels, *share))):
         raise ValueError("expected prompt, completions (texts) and as many labels from 0 to 1")
-    ours = {"prompt": row["prompt"], "completions": steps, "labels": labels}
-    return [ours | {"share": share} if "share" in row else ours]
+    return [ours]
 
 
 # the column that tells a layout from the others
@@ -311,7 +319,8 @@ def accumulate(prm: PRM, _, batch: list[Example], token_budget: int) -> float:
 
     n_steps = sum(len(labels) for _, (_, labels) in batch)
     mean = 0.0
-    for rows, rated in ranks.micro_batches(batch, token_budget, nothing=lambda ids: ([], [])):
+    parts = ranks.micro_batches(batch, token_budget, nothing=lambda ids: ([], []))
+    for rows, rated in parts:
         places, labels = [], []
         for row_places, row_labels in rated:
             places.append(row_places)
@@ -384,8 +393,10 @@ def fit(setup: Setup, rows: list[dict], cfg: PRMConfig, out: Path) -> None:
             warmup=cfg.warmup,
         )
         log = trainer.train(prm.model, optimizer, examples, phase, cfg, backward)
-        kept = optimizer if e + 1 < cfg.prm_epochs else None
-        trainer.save(trainer.State(e + 1, prm.model, kept, log), folders[e], prm.tokenizer)
+        if e + 1 == cfg.prm_epochs:
+            optimizer = None  # the PRM is kept without it
+        state = trainer.State(e + 1, prm.model, optimizer, log)
+        trainer.save(state, folders[e], prm.tokenizer)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
 
 
@@ -461,7 +472,8 @@ def ready(
     starts = trainer.sft(cfg, setup.base, setup.human, setup.tokenizer, stages)
 
     questions = [(q.text, q.gold) for q in setup.splits.train]
-    settings = [getattr(cfg, name) for name in (*PRMConfig.__annotations__, *SHARED)]
+    names = [*PRMConfig.__annotations__, *SHARED]
+    settings = [getattr(cfg, name) for name in names]
     inputs = repr([*map(str, starts), questions, *(rows or []), *settings])
     key = hashlib.sha256(inputs.encode()).hexdigest()[:12]
     out = out or trainer.CACHE / f"prm-{cfg.task}-{key}"
@@ -482,7 +494,7 @@ def make(setup: Setup, starts: list, rows: list[dict] | None, cfg: PRMConfig, ou
     setup.engine.parts = out / "parts"  # sampled chunks are kept here, not in the run's folder
     queries = setup.splits.train
     rng = random.Random(trainer.seed_of(cfg.seed, "prm"))
-    picked = rng.sample(queries, len(queries))
+    picked = rng.sample(queries, len(queries))  # in random order
     held_out = min(200, len(queries) // 10)
     n = len(queries) - held_out
     if cfg.prm_queries:
