@@ -56,8 +56,10 @@ def pass_at_k_s(n, c, K: int, S: int) -> Array:
 def _at_least(S: int, c: int, n: int, K: int) -> int:
     """The number of K-subsets of n samples that hold S or more of c given ones."""
     # the complement has only S terms; Python's integers neither round nor overflow
-    fewer = [comb(c, s) * comb(n - c, K - s) for s in range(S)]
-    return comb(n, K) - sum(fewer)
+    fewer = 0
+    for s in range(S):
+        fewer += comb(c, s) * comb(n - c, K - s)
+    return comb(n, K) - fewer
 
 
 def distinct_equations(responses: Sequence[Sequence[str]], correct) -> tuple[float, float]:
@@ -163,8 +165,9 @@ def _of_query(reward: Array, correct: Array, K: int, S: int) -> float:
         for s in range(1, min(S, h) + 1):
             above = comb(c_above, S - s)
             rest = _at_least(s, g, g + below, K - S + s)
-            # in a random order the first s of the tie are all correct
-            total += above * rest * Fraction(comb(h, s), comb(g, s))
+            # the share of the tie's orders in which its first s are all correct
+            orders = Fraction(comb(h, s), comb(g, s))
+            total += above * rest * orders
         c_above += h
     return float(total / comb(len(reward), K))
 
@@ -292,9 +295,10 @@ def sweep(reward, correct, repeated, taus: Sequence[float]) -> tuple[Array, Arra
     taus                       (G,) float
     returns                    n_sel, n_correct, (Q, G) int
     """
-    unique = np.where(_table(repeated), -np.inf, _table(reward))  # no tau selects -inf
-    right = np.where(_table(correct), unique, -np.inf)
     taus = np.asarray(taus, float)
+    reward = _table(reward)
+    unique = np.where(_table(repeated), -np.inf, reward)  # no tau selects -inf
+    right = np.where(_table(correct), unique, -np.inf)
     n_sel = (unique[:, :, None] > taus).sum(axis=1)  # (Q, K, G) -> (Q, G)
     n_correct = (right[:, :, None] > taus).sum(axis=1)
     return n_sel, n_correct
@@ -327,8 +331,8 @@ def decide(
     for a, b in np.argwhere(lead <= 0):
         tied.append([temperatures[a], taus[b]])
     edge = []
-    for axis, place, grid in (("temperature", i, temperatures), ("tau", j, taus)):
-        if len(grid) > 1 and place in (0, len(grid) - 1):
+    for axis, place, n in zip(("temperature", "tau"), (i, j), surface.shape):
+        if n > 1 and place in (0, n - 1):
             edge.append(axis)
     return {
         "temperature": temperatures[i],
@@ -353,7 +357,8 @@ def decide(
 def _argmax(surface: Array, temperatures: list, taus: list) -> tuple[int, int]:
     """The place of the maximum. Ties go to the lower T, then to the higher tau."""
     if not surface.max():  # no right answer was selected anywhere: the paper's fixed T = 1, tau = 0
-        return np.argmin(np.abs(np.subtract(temperatures, 1.0))), np.argmin(np.abs(taus))
+        i = np.argmin(np.abs(np.array(temperatures) - 1.0))
+        return i, np.argmin(np.abs(taus))
     i, j = np.nonzero(surface >= surface.max() - 1e-12)
     return i[0], j[i == i[0]][-1]
 
@@ -361,8 +366,9 @@ def _argmax(surface: Array, temperatures: list, taus: list) -> tuple[int, int]:
 def _bootstrap(qe: Array, i: int, j: int, seed: int) -> tuple[Array, Array]:
     """95 % interval of the chosen mean, and the low end of its lead on each point (G_T, G_tau)."""
     Q = qe.shape[1]
+    uniform = np.full(Q, 1 / Q)
     rng = np.random.default_rng(seed)
-    counts = rng.multinomial(Q, np.full(Q, 1 / Q), size=1000)  # (draws, Q)
+    counts = rng.multinomial(Q, uniform, size=1000)  # (draws, Q)
     # a draw of queries serves all points, so that the differences between points are paired
     means = np.einsum("bq,tqg->btg", counts / Q, qe, optimize=True)
     chosen = means[:, i : i + 1, j : j + 1]
