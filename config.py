@@ -63,6 +63,9 @@ def opt(default, text: str, low: float = -math.inf, high: float = math.inf, one_
     return field(default=default, metadata=dict(text=text, low=low, high=high, one_of=one_of))
 
 
+T_RANGE = (0.01, 100)
+
+
 # fmt: off
 @dataclass
 class Config:
@@ -109,7 +112,8 @@ class Config:
     offload_optimizer: bool = opt(False, "its state waits in host memory while the engine samples")
 
     # the balance [Sec. 3]
-    temperature: float | None = opt(None, "fixes T; else 1.0, and the grid for bstar")
+    # T near 0 is greedy decoding, which would draw K equal samples
+    temperature: float | None = opt(None, "fixes T; else 1.0, and the grid for bstar", *T_RANGE)
     tau: float | None = opt(None, "fixes tau; else 0.0, and the grid for bstar")
     temperatures: str = opt("0.5:1.2:0.1", "grid FROM:TO:STEP, both ends in [Sec. 4.1]")
     taus: str = opt("-1:1:0.1", "the same for tau")
@@ -160,78 +164,42 @@ class Config:
 
 
 # They may change when a stopped run goes on: it had run out of memory.
-MEMORY = {
-    "token_budget",
-    "sample_budget",
-    "gradient_checkpointing",
-    "gpu_memory",
-    "offload_optimizer",
-}
+MEMORY = """token_budget sample_budget gradient_checkpointing gpu_memory
+offload_optimizer""".split()
 
 # chunks of 1,000 would leave eight GPUs 39 % over the mean
 LARGE = dict(gradient_checkpointing=True, token_budget=8192, chunk=100)
+MISTRAL = "mistralai/Mistral-7B-v0.1"
 
+# fmt: off
 PRESETS = {
+    # Small enough for minutes on a CPU; N is far above what is selected, so that balancing shows.
     "walk": dict(
-        sft_lr=5e-4,
-        num_iters=6,
-        K=8,
-        steps_per_iter=60,
-        batch_size=32,
-        lr=1e-3,
-        lr_end=3e-4,
-        balance_queries=80,
-        max_tokens=18,
-        max_length=64,
-        token_budget=4096,
-        eval_queries=200,
-        val_queries=100,
-        toy_texts=4000,
-        toy_queries=800,
-        toy_solutions=6400,
+        toy_texts=4000, toy_queries=800, toy_solutions=6400, val_queries=100, eval_queries=200,
+        sft_lr=5e-4, lr=1e-3, lr_end=3e-4, batch_size=32,
+        num_iters=6, K=8, steps_per_iter=60, balance_queries=80,
+        max_tokens=18, max_length=64, token_budget=4096,
     ),
     "stories": dict(
-        reward="answer+prm",
-        sft_lr=3e-4,
-        num_iters=4,
-        queries_per_iter=500,
-        K=16,
-        steps_per_iter=80,
-        batch_size=32,
-        lr=3e-4,
-        lr_end=1e-4,
-        balance_queries=60,
-        max_tokens=64,
-        max_length=160,
-        eval_queries=200,
-        val_queries=200,
-        token_budget=4096,
+        reward="answer+prm", val_queries=200, eval_queries=200,
+        sft_lr=3e-4, lr=3e-4, lr_end=1e-4, batch_size=32,
+        num_iters=4, queries_per_iter=500, K=16, steps_per_iter=80, balance_queries=60,
+        max_tokens=64, max_length=160, token_budget=4096,
     ),
-    "gsm8k": dict(model="mistralai/Mistral-7B-v0.1", max_tokens=512, **LARGE),
-    "math": dict(model="mistralai/Mistral-7B-v0.1", reward="answer+prm", **LARGE),
+    "gsm8k": dict(model=MISTRAL, max_tokens=512, **LARGE),
+    "math": dict(model=MISTRAL, reward="answer+prm", **LARGE),
     # No human chains of thought, so no SFT. One guess in four is right, so pass@K says nothing.
     "arc": dict(
-        model="mistralai/Mistral-7B-Instruct-v0.1",
-        sft_epochs=0,
-        start_epoch=0,
-        K=32,
-        temperatures="0.4:1.1:0.1",
-        val_queries=200,
-        eval_samples=0,
-        max_tokens=512,
-        **LARGE,
+        model="mistralai/Mistral-7B-Instruct-v0.1", sft_epochs=0, start_epoch=0,
+        K=32, temperatures="0.4:1.1:0.1", max_tokens=512, val_queries=200, eval_samples=0, **LARGE,
     ),
+    # A vocabulary of 128,256: twice the token budget needs 142 GiB.
     "code": dict(
-        model="meta-llama/Meta-Llama-3-8B",
-        reward="tests",
-        K=32,
-        temperatures="0.4:1.1:0.1",
-        max_length=2048,
-        gradient_checkpointing=True,
-        token_budget=4096,  # a vocabulary of 128,256: twice as many need 142 GiB
-        chunk=100,
+        model="meta-llama/Meta-Llama-3-8B", reward="tests",
+        K=32, temperatures="0.4:1.1:0.1", max_length=2048, **LARGE | dict(token_budget=4096),
     ),
 }
+# fmt: on
 
 # Query effect counts right answers, however they were reached (the paper's footnote 1): on the
 # grid -1..1 the stories' balancer would keep every lucky guess. Of a right answer r = 2 p, so
@@ -251,7 +219,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings):
         shape = argparse.RawDescriptionHelpFormatter
         super().__init__(formatter_class=shape, allow_abbrev=False, **settings)
-        # argparse's private rule of what is a value and no flag: --taus -1:1:0.1
+        # argparse takes -1:1:0.1 for a flag, and this private rule is its only say in that
         self._negative_number_matcher = re.compile(r"-(\.?\d|inf)")
 
     def error(self, message: str) -> NoReturn:
@@ -272,22 +240,20 @@ def parse_config(
     raises UserError  naming the flag, what was given and what is allowed
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    task_parser = Parser(add_help=False)
-    task_parser.add_argument("--task", default=kind.task)
+    task_parser = Parser(add_help=False)  # first of all: the other flags' defaults hang on it
+    task_parser.add_argument("--task", default=kind.task, choices=LOADERS)
     task = task_parser.parse_known_args(argv)[0].task
-    one_of("task", task, LOADERS)
 
-    p = Parser(
-        prog=Path(sys.argv[0]).name, description=doc, argument_default=argparse.SUPPRESS
-    )
+    defaults = {"task": task, **presets[task]}
+    name = Path(sys.argv[0]).name
+    p = Parser(prog=name, description=doc, argument_default=argparse.SUPPRESS)
     for f in fields(kind):
         if f.name not in without:
-            add_flag(p, f, {"task": task, **presets[task]}.get(f.name, f.default))
+            add_flag(p, f, defaults.get(f.name, f.default))
     given = vars(p.parse_args(argv))
     check_idle(given, task)
-    preset = presets[task]
-    reward = given.get("reward", preset.get("reward", Config.reward))
-    cfg = kind(**{**preset, **REWARD_PRESETS.get((task, reward), {}), **given})
+    reward = given.get("reward", defaults.get("reward", kind.reward))
+    cfg = kind(**{**defaults, **REWARD_PRESETS.get((task, reward), {}), **given})
     check(cfg)
     return cfg
 
@@ -295,14 +261,16 @@ def parse_config(
 def add_flag(p: Parser, f: Field, default) -> None:
     """--name of a field, with its help text, what is allowed, and the task's default."""
     flag = "--" + f.name.replace("_", "-")
-    allowed = ", ".join(f.metadata["one_of"])
-    text = f"{f.metadata['text']}{': ' if allowed else ''}{allowed} (default {default!r})"
-    text = text.replace("%", "%%")
+    one_of = f.metadata["one_of"]
+    text = f"{f.metadata['text']}{': ' if one_of else ''}{', '.join(one_of)}"
+    text = f"{text} (default {default!r})".replace("%", "%%")
     if f.type == "bool":
         p.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
-    else:
-        convert = {"int": int, "float": float, "str": str}[f.type.split()[0]]
-        p.add_argument(flag, type=convert, metavar=f.type.split()[0].upper(), help=text)
+        return
+    kind = f.type.split()[0]  # "float | None" is read as a float
+    convert = {"int": int, "float": float, "str": str}[kind]
+    choices = one_of or None
+    p.add_argument(flag, type=convert, metavar=kind.upper(), choices=choices, help=text)
 
 
 def grid(name: str, spec: str) -> list[float]:
@@ -315,22 +283,15 @@ def grid(name: str, spec: str) -> list[float]:
     """
     try:
         low, high, step = map(Decimal, spec.split(":"))
-        if step <= 0 or low > high:
-            raise ValueError
         n = int((high - low) / step) + 1
+        if step < 0 or low > high or n > 10_000:
+            raise ValueError
     except (ValueError, ArithmeticError):
         raise UserError(
-            f"--{name} {spec}: expected FROM:TO:STEP with FROM <= TO and STEP > 0, e.g. 0.5:1.2:0.1"
+            f"--{name} {spec}: expected FROM:TO:STEP, e.g. 0.5:1.2:0.1, with FROM <= TO, STEP > 0 "
+            "and at most 10,000 points"
         ) from None
-    if n > 10_000:
-        raise UserError(f"--{name} {spec}: {n:,} points; expected at most 10,000")
     return [float(low + i * step) for i in range(n)]
-
-
-def one_of(flag: str, value: str, allowed: Iterable[str]) -> None:
-    """Raises UserError, naming what is allowed, unless value is."""
-    if value not in allowed:
-        raise UserError(f"--{flag} {value}: expected one of {', '.join(allowed)}")
 
 
 def check_idle(given: dict, task: str) -> None:
@@ -359,32 +320,21 @@ def check_idle(given: dict, task: str) -> None:
 def check(cfg: Config) -> None:
     """Raises UserError for what would otherwise fail hours later."""
     for f in fields(cfg):
-        check_field(f, getattr(cfg, f.name))
-    for rule in (check_sampling, check_training, check_reward):
-        rule(cfg)
-
-
-def check_field(f: Field, value) -> None:
-    """One setting against what its field allows."""
-    flag = f.name.replace("_", "-")
-    low, high = f.metadata["low"], f.metadata["high"]
-    if f.metadata["one_of"]:
-        one_of(flag, value, f.metadata["one_of"])
-    if f.type == "float | None" and value is not None and not math.isfinite(value):
-        raise UserError(f"--{flag} {value}: expected a finite number")
-    if f.type in ("int", "float") and not low <= value <= high:
-        allowed = f"at least {low:g}" if high == math.inf else f"a number from {low:g} to {high:g}"
-        raise UserError(f"--{flag} {value}: expected {allowed}")
+        value, low, high = getattr(cfg, f.name), f.metadata["low"], f.metadata["high"]
+        is_number = isinstance(value, (int, float))
+        if is_number and not (low <= value <= high and abs(value) < math.inf):
+            flag = f.name.replace("_", "-")
+            raise UserError(f"--{flag} {value}: expected a finite number, {low:g} to {high:g}")
+    check_sampling(cfg)
+    check_training(cfg)
+    check_reward(cfg)
 
 
 def check_sampling(cfg: Config) -> None:
     """Temperatures, engine, and the K and S of the metrics."""
-    if not all(0.01 <= T <= 100 for T in cfg.temperature_grid):
-        given = cfg.temperatures if cfg.temperature is None else cfg.temperature
-        raise UserError(
-            f"--temperature(s) {given}: expected 0.01 to 100 "
-            "(greedy decoding would draw K equal samples)"
-        )
+    low, high = T_RANGE
+    if not all(low <= T <= high for T in cfg.temperature_grid):
+        raise UserError(f"--temperatures {cfg.temperatures}: expected {low:g} to {high:g}")
     if cfg.engine == "vllm" and find_spec("vllm") is None:
         raise UserError(
             "--engine vllm: vllm is not installed; pip install -r requirements.txt on a GPU node, "
@@ -392,20 +342,17 @@ def check_sampling(cfg: Config) -> None:
         )
     if cfg.probe and len(cfg.temperature_grid) == 1:
         raise UserError("--probe: it tries several temperatures; --method bstar, no --temperature")
-    for flag, K in (("eval-samples", cfg.eval_samples), ("K", cfg.K)):
-        if 0 < K < cfg.S:
-            raise UserError(f"--S {cfg.S}: pass@K-S needs S <= K, but --{flag} is {K}")
+    if 0 < cfg.eval_samples < cfg.S:
+        raise UserError(f"--S {cfg.S}: expected at most --eval-samples {cfg.eval_samples}")
 
 
 def check_training(cfg: Config) -> None:
     """The start, the method and the optimizer."""
-    alone_only = {"--optim adamw8bit": cfg.optim == "adamw8bit"}
-    alone_only["--offload-optimizer"] = cfg.offload_optimizer
-    for flag, given in alone_only.items():
-        if given and ranks.WORLD > 1:
-            raise UserError(
-                f"{flag}: {ranks.WORLD} processes share the optimizer as it is; leave the flag out"
-            )
+    if ranks.WORLD > 1 and (cfg.optim == "adamw8bit" or cfg.offload_optimizer):
+        raise UserError(
+            f"--optim adamw8bit, --offload-optimizer: {ranks.WORLD} processes share the optimizer "
+            "as it is; leave them out"
+        )
     if cfg.start_epoch > cfg.sft_epochs:
         raise UserError(
             f"--start-epoch {cfg.start_epoch}: expected at most --sft-epochs {cfg.sft_epochs}"
@@ -420,7 +367,7 @@ def check_training(cfg: Config) -> None:
             f"--offload-optimizer: --method {cfg.method} has no optimizer while it samples; "
             "leave the flag out"
         )
-    compiler = any(map(shutil.which, ("g++", "c++", "clang++")))
+    compiler = any(map(shutil.which, ("g++", "c++", "clang++")))  # torchao compiles its step
     if cfg.optim == "adamw8bit" and not (find_spec("torchao") and compiler):
         raise UserError(
             "--optim adamw8bit: it needs torchao and a C++ compiler; pip install torchao==0.18.0 "
@@ -435,17 +382,13 @@ def check_reward(cfg: Config) -> None:
             f"--prm, --prm-format: --reward {cfg.reward} uses no PRM; expected --reward answer+prm"
         )
     if cfg.prm_format != "own" and not cfg.prm:
-        raise UserError(
-            f"--prm-format {cfg.prm_format}: it says how to read --prm, which is missing; "
-            "train_prm.py's own PRMs have the format own"
-        )
+        raise UserError(f"--prm-format {cfg.prm_format}: it says how to read --prm; give one")
     if cfg.reward == "answer+oracle" and cfg.task not in toy.CHECKERS:
         raise UserError(
             "--reward answer+oracle: only a toy's steps can be checked exactly, "
             f"not those of --task {cfg.task}"
         )
-    one_step = cfg.task in toy.BASES and cfg.task not in toy.CHECKERS
-    if cfg.reward == "answer+prm" and one_step:
+    if cfg.reward == "answer+prm" and cfg.task in toy.BASES.keys() - toy.CHECKERS.keys():
         raise UserError("--reward answer+prm: a walk is one step for a PRM; take --task stories")
     tested = PRESETS[cfg.task].get("reward") == "tests"
     if tested != (cfg.reward == "tests"):
@@ -453,10 +396,11 @@ def check_reward(cfg: Config) -> None:
         raise UserError(f"--reward {cfg.reward}: --task {cfg.task} is rewarded by {rewarded_by}")
     if cfg.unsafe_code and not tested:
         raise UserError(f"--unsafe-code: --task {cfg.task} runs no programs")
+    # a fork's reward may be any number
     greatest = {"answer": 1.0, "tests": 1.0, "answer+prm": 2.0, "answer+oracle": 2.0}
-    tau = min(cfg.tau_grid)
-    if not tau < greatest.get(cfg.reward, math.inf):
+    highest, tau = greatest.get(cfg.reward, math.inf), min(cfg.tau_grid)
+    if tau >= highest:
         raise UserError(
-            f"--tau {tau}: no reward is above {greatest[cfg.reward]:g} with --reward {cfg.reward}, "
+            f"--tau {tau}: no reward is above {highest:g} with --reward {cfg.reward}, "
             "so nothing would ever be selected"
         )

@@ -383,7 +383,7 @@ def test_the_default_run_trains_its_prm_first_and_other_methods_share_it(tmp_pat
 
 
 ERRORS = [
-    ("--labels x", "--labels x: expected one of hard, soft"),
+    ("--labels x", "--labels: invalid choice: 'x'"),
     ("--completions 0", "--completions 0"),
     ("--annotations none.jsonl", "no such file"),
     ("--annotations org/labels-v1.2", "give local copies by --annotations"),
