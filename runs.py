@@ -16,6 +16,9 @@ import os
 import shutil
 import sys
 import time
+from collections import Counter
+from contextlib import suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import Callable
 
@@ -28,28 +31,11 @@ import ranks
 import report
 import sandbox
 import toy
+import trainer
 from config import LOADERS, MEMORY, METHODS, Config
 from data import Query, Splits, UserError
 from engine import Engine, gpu_share, make_engine
-from trainer import (
-    CACHE,
-    Phase,
-    State,
-    adamw,
-    beside,
-    device,
-    encode,
-    is_complete,
-    load_policy,
-    load_tokenizer,
-    model_config,
-    n_parameters,
-    needs,
-    one_at_a_time,
-    save,
-    train,
-    write,
-)
+from trainer import CACHE, Phase, write
 
 ACTIONS = ("out", "probe", "preflight")  # not settings of the run
 
@@ -84,41 +70,37 @@ class Run:
             raise UserError(f"--out {self.out}: {e.strerror}") from None
         self.check_config()
         for leftover in self.out.rglob(".*.tmp"):
-            remove(leftover)
+            if leftover.is_dir() and not leftover.is_symlink():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
 
     def check_config(self) -> None:
-        """Writes config.json, or compares it with the one that is there."""
+        """Writes config.json, where the one that is there allows it.
+
+        MEMORY's settings may change, and where each iteration has a learning-rate schedule of its
+        own, a run may go on to more iterations.
+        """
         path = self.out / "config.json"
-        mine = dataclasses.asdict(self.cfg)
-        for name in ACTIONS:
-            del mine[name]
-        theirs = None
+        mine = {k: v for k, v in dataclasses.asdict(self.cfg).items() if k not in ACTIONS}
+        theirs = mine
+        # a start that failed before it did anything does not hold the folder
         if {f.name for f in self.out.iterdir()} - {"lock", "config.json"}:
             theirs = read_config(path)
-            keys = sorted((mine.keys() | theirs.keys()) - MEMORY)
-            self.check_changes({k: (theirs.get(k), mine.get(k)) for k in keys})
-        if mine != theirs:
-            write(path, (json.dumps(mine, indent=2) + "\n").encode())
-
-    def check_changes(self, values: dict[str, tuple]) -> None:
-        """Raises UserError where a setting (theirs, mine) differs, but for more iterations."""
-        changed = {k: v for k, v in values.items() if v[0] != v[1]}
-        theirs, mine = changed.get("num_iters", (0, 0))
-        if not changed or (list(changed) == ["num_iters"] and self.extends(theirs, mine)):
-            return
-        changes = ", ".join(f"{k} {old!r} -> {new!r}" for k, (old, new) in changed.items())
+        keys = sorted((mine.keys() | theirs.keys()).difference(MEMORY))
+        changed = [key for key in keys if theirs.get(key) != mine.get(key)]
         why = ""
-        if list(changed) == ["num_iters"]:
-            why = f"; --method {self.cfg.method} has one learning-rate schedule over all iterations"
-        raise UserError(
-            f"--out {self.out} holds a run with another config ({changes}){why}; "
-            "choose another --out"
-        )
-
-    def extends(self, theirs: int, mine: int) -> bool:
-        """True if a run may go on to more iterations: each has a schedule of its own."""
-        method = METHODS[self.cfg.method]
-        return mine > theirs and method.iterate and not method.inherit
+        if changed == ["num_iters"] and mine["num_iters"] > theirs["num_iters"]:
+            if not METHODS[self.cfg.method].inherit:
+                changed = []
+            why = f"; --method {self.cfg.method} has one schedule over all iterations"
+        if changed:
+            changes = ", ".join(f"{k} {theirs.get(k)!r} -> {mine.get(k)!r}" for k in changed)
+            raise UserError(
+                f"--out {self.out} holds a run with another config ({changes}){why}; "
+                "choose another --out"
+            )
+        write(path, (json.dumps(mine, indent=2) + "\n").encode())
 
     @property
     def finished(self) -> bool:
@@ -152,11 +134,9 @@ class Run:
         write(path, arrays.getvalue())
         self.put("ledger.jsonl", {"iter": t, **decision})
         if decision["blind"]:
-            print(
-                f"balance {t}: no right answer among the subset's samples; "
-                f"T {decision['temperature']:g} and tau {decision['tau']:g} are the default",
-                file=sys.stderr,
-            )
+            chosen = f"T {decision['temperature']:g} and tau {decision['tau']:g}"
+            reason = "no right answer among the subset's samples"
+            print(f"balance {t}: {reason}; {chosen} are the default", file=sys.stderr)
 
     @ranks.by_first
     def print_probe(self, M: int) -> None:
@@ -164,15 +144,12 @@ class Run:
 
         R = N / (responses kept) says how often training would read each selected response.
         """
-        [decision] = numbered_rows(self.out / "ledger.jsonl")[-1:]
+        decision = numbered_rows(self.out / "ledger.jsonl")[-1]
         N = self.cfg.samples_per_iter
         print(f"N = {N} places, {M} questions, {self.cfg.K} samples each")
-        print(
-            "| T | right, % | unique right a question | kept | R |",
-            "|---|---|---|---|---|",
-            sep="\n",
-        )
-        for T, right, unique in zip(*(decision[k] for k in ("temperatures", "yield", "unique"))):
+        print("| T | right, % | unique right a question | kept | R |\n|---|---|---|---|---|")
+        columns = decision["temperatures"], decision["yield"], decision["unique"]
+        for T, right, unique in zip(*columns):
             kept = min(N, round(unique * M))
             R = f"{N / kept:.1f}" if kept else "-"
             print(f"| {T:g} | {100 * right:.1f} | {unique:.2f} | {kept} | {R} |")
@@ -180,7 +157,7 @@ class Run:
     @ranks.by_first
     def save_samples(self, t: int, queries: list[Query], pool, kept) -> None:
         """samples/iter_N.jsonl.gz: one object a sample, for anyone to read."""
-        chosen = {id(s) for group in kept for s in group}
+        chosen = set(map(id, chain(*kept)))  # two samples of a query may be equal
         lines = []
         for q, group in zip(queries, pool):
             for s in group:
@@ -213,10 +190,10 @@ class Run:
 
     def seconds(self, t: int) -> dict[str, float]:
         """Seconds of each phase of an iteration, over all starts of the run."""
-        total: dict[str, float] = {}
+        total: Counter[str] = Counter()
         for row in numbered_rows(self.out / "times.jsonl"):
             if row["iter"] == t:
-                total[row["phase"]] = total.get(row["phase"], 0) + row["seconds"]
+                total[row["phase"]] += row["seconds"]
         return total
 
     @ranks.by_first
@@ -235,13 +212,12 @@ def read_config(path: Path) -> dict:
     """
     try:
         config = json.loads(path.read_text())
-    except (OSError, ValueError):
-        config = None
-    if not isinstance(config, dict) or not {"task", "method", "num_iters"} <= config.keys():
+        config["task"], config["method"], config["num_iters"]
+    except (OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"--out {path.parent}: it holds files, but no readable config.json of a run; "
             "choose another --out"
-        )
+        ) from None
     defaults = {f.name: f.default for f in dataclasses.fields(Config) if f.name not in ACTIONS}
     return {**defaults, **config}
 
@@ -255,27 +231,17 @@ def numbered_rows(path: Path) -> list[dict]:
 def whole_rows(path: Path) -> list[dict]:
     """The rows of iterations 0, 1, 2, ... up to the first that is missing, which is said."""
     rows = {row["iter"]: row for row in numbered_rows(path)}
-    n = 0
-    while n in rows:
-        n += 1
+    n = next(i for i in count() if i not in rows)
     if len(rows) > n:
         print(f"{path}: iteration {n} is missing or broken, and done again", file=sys.stderr)
     return [rows[i] for i in range(n)]
-
-
-def remove(path: Path) -> None:
-    """A file or a folder of our own."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def remove_parts(folder: Path) -> None:
     """The sampled chunks of an iteration that is written; what else lies there stays."""
     for part in folder.glob("*.jsonl.gz"):
         part.unlink()
-    if folder.is_dir() and not any(folder.iterdir()):
+    with suppress(OSError):  # not empty, or not there
         folder.rmdir()
 
 
@@ -341,8 +307,11 @@ def set_up(cfg: Config, run: Run | None = None) -> Setup:
     base = cfg.model or toy_base(cfg)
     if run:
         run.lap(0, "base")
-    tokenizer = load_tokenizer(base)
-    chat = use_chat(cfg, tokenizer)
+    tokenizer = trainer.load_tokenizer(base)
+    has_template = tokenizer.chat_template is not None
+    if cfg.chat == "on" and not has_template:
+        raise UserError(f"--chat on: the tokenizer of --model {cfg.model} has no chat template")
+    chat = cfg.chat != "off" and has_template
     prompt = functools.cache(lambda q: data.prompt_ids(tokenizer, q, splits, chat))
     drop_long_prompts(splits, prompt, cfg)
     end_ids = data.end_ids(tokenizer, chat)
@@ -351,7 +320,7 @@ def set_up(cfg: Config, run: Run | None = None) -> Setup:
     pairs = []
     for q in splits.human or splits.train:
         pairs += [(q, y) for y in (q.solution, *q.more_solutions) if y]
-    setup.human = encode(pairs, setup, cfg, "human solutions")
+    setup.human = trainer.encode(pairs, setup, cfg, "human solutions")
     if run:
         run.lap(0, "setup")
     return setup
@@ -371,13 +340,6 @@ def settle(cfg: Config) -> None:
         torch.set_num_threads(min(2, os.cpu_count()))
 
 
-def use_chat(cfg: Config, tokenizer) -> bool:
-    """--chat auto: through the chat template where the tokenizer has one."""
-    if cfg.chat == "on" and tokenizer.chat_template is None:
-        raise UserError(f"--chat on: the tokenizer of --model {cfg.model} has no chat template")
-    return cfg.chat != "off" and tokenizer.chat_template is not None
-
-
 def drop_long_prompts(splits: Splits, prompt: Callable, cfg: Config) -> None:
     """Leaves out questions whose prompt alone fills --max-length; says how many."""
     for name, queries in {"train": splits.train, "val": splits.val, **splits.tests}.items():
@@ -385,11 +347,9 @@ def drop_long_prompts(splits: Splits, prompt: Callable, cfg: Config) -> None:
         if not fit:
             raise UserError(f"--max-length {cfg.max_length}: no prompt of the {name} set fits")
         if len(fit) < len(queries):
-            print(
-                f"{name}: {len(queries) - len(fit)} of {len(queries)} prompts fill "
-                f"--max-length {cfg.max_length} and are left out",
-                file=sys.stderr,
-            )
+            lost = f"{len(queries) - len(fit)} of {len(queries)} prompts"
+            reason = f"fill --max-length {cfg.max_length} and are left out"
+            print(f"{name}: {lost} {reason}", file=sys.stderr)
             queries[:] = fit
 
 
@@ -397,24 +357,24 @@ def toy_base(cfg: Config) -> str:
     """The toy's base model, a tiny Llama that has read the toy's texts; made once and cached."""
     base = toy.BASES.get(cfg.task, toy.story_base)(cfg)
     folder = CACHE / base.name
-    with one_at_a_time(folder):
-        if is_complete(folder):
+    with trainer.one_at_a_time(folder):
+        if trainer.is_complete(folder):
             return str(folder)
         blank = folder.with_name(f".{folder.name}.blank")
         ranks.by_first(toy.make_tiny_llama)(blank, base.words, base.seed, layers=base.layers)
-        tokenizer = load_tokenizer(blank)
+        tokenizer = trainer.load_tokenizer(blank)
         settings = dict(optim="adamw", batch_size=base.batch_size, clip=1.0, token_budget=4096)
         cfg = dataclasses.replace(cfg, **settings)
-        policy = load_policy(cfg, blank)
+        policy = trainer.load_policy(cfg, blank)
         examples = []
         for q in base.texts:
             ids = tokenizer("<s> " + q.text, add_special_tokens=False)["input_ids"]
             examples.append(data.example(tokenizer, ids, q.solution, 1000))
         n = base.steps
         phase = Phase("toy base", base.seed, range(n), n, peak=base.lr, end=1e-4, warmup=0.02)
-        train(policy, adamw(policy, base.lr), examples, phase, cfg)
-        save(State(0, policy), folder, tokenizer)
-        remove(blank)
+        trainer.train(policy, trainer.adamw(policy, base.lr), examples, phase, cfg)
+        trainer.save(trainer.State(0, policy), folder, tokenizer)
+        shutil.rmtree(blank, ignore_errors=True)
     return str(folder)
 
 
@@ -426,7 +386,7 @@ def preflight(cfg: Config) -> None:
 
     raises  UserError  naming the flags that would make it fit; SystemExit after --preflight
     """
-    if cfg.offload_optimizer and device() == "cpu":
+    if cfg.offload_optimizer and trainer.device() == "cpu":
         raise UserError(
             "--offload-optimizer: without a GPU the optimizer is in host memory all the time; "
             "leave the flag out"
@@ -434,32 +394,83 @@ def preflight(cfg: Config) -> None:
     if cfg.reward == "tests":  # fails closed, hours before the first program
         tests = {"inputs": [""], "outputs": [""], "unsafe": cfg.unsafe_code}
         sandbox.passes("", json.dumps(tests))
-    shape = model_config(cfg.model) if cfg.model else None
-    n = n_parameters(cfg.model, shape)
+    shape = trainer.model_config(cfg.model) if cfg.model else None
+    n = trainer.n_parameters(cfg.model, shape)
     if n is None:
         if cfg.preflight:
-            reason = "the toy needs 1 GiB"
-            if cfg.model:
-                reason = f"the size of --model {cfg.model} is not known without its config.json"
-            raise UserError(f"--preflight: {reason}; give a --model")
+            raise UserError(
+                "--preflight: it needs a --model whose config.json can be read, or whose name says "
+                "its size; a toy's takes 1 GiB"
+            )
         return
 
+    check_fit(cfg, n, shape)
+    if cfg.preflight:
+        sys.exit(0)
+
+
+ADVICE = {
+    "state": "take a larger GPU, a smaller --model, or --optim adamw8bit",
+    "training": "lower --token-budget, or take --gradient-checkpointing",
+    "sampling": "lower --sample-budget, or take --offload-optimizer",
+    "host": "take a larger machine, --optim adamw8bit, or leave --offload-optimizer out",
+    "disk": "free some, or take another --out",
+}
+
+
+def check_fit(cfg: Config, n: int, shape) -> None:
+    """Prints what the run needs, in one line; raises UserError where this machine has less."""
     import torch
 
     gpu = torch.cuda.is_available()
-    have = host_memory()
+    memory = host_memory()
     if gpu:
-        have = torch.cuda.get_device_properties(0).total_memory
-    budget = Budget(cfg, n, needs(cfg, n, shape, gpu), have, gpu)
-    line = budget.line()
+        memory = torch.cuda.get_device_properties(0).total_memory
+    needed = trainer.needs(cfg, n, shape, gpu)
+    keys = ("weights", "gradients", "optimizer", "activations", "context")
+    parts = ", ".join(f"{key} {gib(needed[key])}" for key in keys if needed[key])
+    peak = peaks(cfg, n, needed, gpu)
+    limits = dict.fromkeys(peak, memory) | dict(host=host_memory(), disk=disk_left(Path(cfg.out)))
+    line = [f"preflight | {n / 1e9:.3g}B parameters: {parts}"]
+    line += [f"{what} {gib(x)} of {gib(limits[what])}" for what, x in peak.items()]
     if cfg.preflight and cfg.task in SIZES and METHODS[cfg.method].iterate:
-        line += f" | {hours_line(cfg, hours(cfg, n))}"
-    print(line, flush=True)
-    budget.check()
+        line.append(hours(cfg, n))
+    print(" | ".join(line), flush=True)
+
+    for what, x in peak.items():
+        if x > limits[what]:
+            short = f"{what} needs {gib(x)} of {gib(limits[what])}"
+            raise UserError(f"--model {cfg.model}: {short}; {ADVICE[what]}")
+    if not gpu and n > 2e9 and cfg.engine != "hf":
+        raise UserError(
+            f"--model {cfg.model}: {n / 1e9:.2g}B parameters and no GPU, so a run takes weeks; "
+            "take a smaller --model, or --engine hf all the same"
+        )
     if gpu and cfg.engine != "hf":
         gpu_share(cfg, cfg.model)
-    if cfg.preflight:
-        sys.exit(0)
+
+
+def peaks(cfg: Config, n: int, needed: dict[str, int], gpu: bool) -> dict[str, int]:
+    """Bytes that a run holds, beside those of trainer.needs: a key for each of ADVICE's.
+
+    state  weights, gradients and moments; host  where training and sampling are on a GPU
+    """
+    state = needed["weights"] + needed["gradients"] + needed["optimizer"]
+    training = state + needed["activations"] + needed["context"]
+    sampling = trainer.beside(cfg, needed)
+    if not gpu or cfg.engine == "hf":  # vLLM's cache takes what is left
+        sampling += needed["KV cache"]
+    peak = dict(state=state, training=training, sampling=sampling)
+    if gpu:
+        # the weights on their way from or to a file; 8 GiB of code, pool and text
+        peak["host"] = needed["weights"] + (8 << 30)
+        if cfg.offload_optimizer:
+            peak["host"] += needed["optimizer"]
+        if cfg.reward == "answer+prm":  # the PRM waits there
+            peak["host"] += 2 * n
+    # a run that goes on has written some of it
+    disk = needed["disk"] - bytes_in(Path(cfg.out) / "checkpoints") - bytes_in(CACHE)
+    return peak | dict(disk=max(0, disk))
 
 
 def host_memory() -> int:
@@ -467,11 +478,28 @@ def host_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def disk_left(folder: Path) -> int:
+    """Bytes that are free where a folder is, or will be."""
+    folder = folder.resolve()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(there).free
+
+
+def bytes_in(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+
+
+def gib(n_bytes: float) -> str:
+    """Bytes for people."""
+    return f"{n_bytes / 2**30:.3g} GiB"
+
+
 # training questions, test questions of the tasks, for an estimate before they are read
 SIZES = {"gsm8k": (7000, 1319), "math": (11500, 1819), "arc": (1200, 1172), "code": (5000, 5900)}
 
 
-def hours(cfg: Config, n: int) -> dict[str, float]:
+def hours(cfg: Config, n: int) -> str:
     """Hours of an iteration on one H200: estimates; the truth may be 1.5 times as long.
 
     balance, pool, evaluation   responses * max_tokens / 3 tokens at 1e14 / n a second
@@ -480,124 +508,26 @@ def hours(cfg: Config, n: int) -> dict[str, float]:
     """
     n_train, n_test = SIZES[cfg.task]
     M = cfg.queries_per_iter or n_train
-    balanced, sampled = 0, M * cfg.K
-    if len(cfg.temperature_grid) * len(cfg.tau_grid) > 1:
-        subset = min(cfg.balance_queries, M)
-        balanced = len(cfg.temperature_grid) * subset * cfg.K
-        sampled = (M - subset) * cfg.K
+    subset, n_T = min(cfg.balance_queries, M), len(cfg.temperature_grid)
+    if n_T * len(cfg.tau_grid) == 1:
+        subset = 0  # nothing to balance
+    balanced, sampled = n_T * subset * cfg.K, (M - subset) * cfg.K
     n_test = min(cfg.eval_queries or n_test, n_test)
     evaluated = cfg.val_queries + n_test * (1 + cfg.eval_samples)
+    scored = 0
+    if cfg.reward == "answer+prm":
+        scored = balanced + sampled + evaluated
 
     response = cfg.max_tokens / 3 * n / 1e14 / 3600  # hours
     flop = 0.4 * cfg.max_length * n / 400e12 / 3600  # hours of one FLOP a parameter and token
-    estimate = {"balance": balanced * response, "pool": sampled * response}
-    if cfg.reward == "answer+prm":
-        estimate["scoring"] = (balanced + sampled + evaluated) * 2 * flop
-    estimate["training"] = cfg.samples_per_iter * 8 * flop
-    estimate["evaluation"] = evaluated * response
-    return estimate
-
-
-def hours_line(cfg: Config, estimate: dict[str, float]) -> str:
-    """The hours of an iteration and of the run, as far as they can be known."""
-    parts = [f"{phase} {h:.1f}" for phase, h in estimate.items() if h]
-    an_iteration = sum(estimate.values())
-    return (
-        f"hours on one H200, estimated: {an_iteration:.1f} an iteration "
-        f"({', '.join(parts)}), {an_iteration * cfg.num_iters:.0f} for {cfg.num_iters}"
-    )
-
-
-def gib(n_bytes: float) -> str:
-    """Bytes for people."""
-    return f"{n_bytes / 2**30:.3g} GiB"
-
-
-class Budget:
-    """What a run needs of this machine, in bytes, and whether that is there."""
-
-    def __init__(self, cfg: Config, n: int, needed: dict[str, int], have: int, gpu: bool):
-        self.cfg, self.n, self.needed, self.have, self.gpu = cfg, n, needed, have, gpu
-        self.state = needed["weights"] + needed["gradients"] + needed["optimizer"]
-        self.training = self.state + needed["activations"] + needed["context"]
-        self.sampling = beside(cfg, needed)
-        if cfg.engine == "hf" or not gpu:
-            self.sampling += needed["KV cache"]
-        self.host = max(self.training, self.sampling)
-        if gpu:  # the weights on their way from or to a file; 8 GiB of code, pool and text
-            self.host = needed["weights"] + (8 << 30)
-            if cfg.offload_optimizer:
-                self.host += needed["optimizer"]
-            if cfg.reward == "answer+prm":  # the PRM waits there
-                self.host += 2 * n
-        folder = Path(cfg.out).resolve()
-        there = next(p for p in (folder, *folder.parents) if p.exists())
-        self.disk_left = shutil.disk_usage(there).free
-
-    def line(self) -> str:
-        """All of it in one line."""
-        needed = self.needed
-        keys = ("weights", "gradients", "optimizer", "activations", "context")
-        parts = ", ".join(f"{key} {gib(needed[key])}" for key in keys if needed[key])
-        beside_it = " and vLLM in what is left"
-        if self.cfg.engine == "hf" or not self.gpu:
-            beside_it = f": KV cache {gib(needed['KV cache'])}" if needed["KV cache"] else ""
-        return (
-            f"preflight | {self.n / 1e9:.3g}B parameters | "
-            f"training {gib(self.training)}: {parts} | "
-            f"sampling {gib(self.sampling)}{beside_it} | "
-            f"this machine has {gib(self.have)}{' on its GPU' if self.gpu else ''} | "
-            f"host {gib(self.host)} | disk {gib(needed['disk'])}, free {gib(self.disk_left)}"
-        )
-
-    def check(self) -> None:
-        """Raises UserError where memory or disk is too small, naming the flags that would help."""
-        cfg = self.cfg
-        self.check_state()
-        if self.training > self.have:
-            more = "" if cfg.gradient_checkpointing else ", or take --gradient-checkpointing"
-            raise UserError(
-                f"--model {cfg.model}: training needs {gib(self.training)} of {gib(self.have)}; "
-                f"lower --token-budget {cfg.token_budget}{more}"
-            )
-        if self.sampling > self.have:
-            offload = self.gpu and beside(cfg, self.needed) > self.needed["weights"]
-            more = ", or take --offload-optimizer" if offload else ""
-            raise UserError(
-                f"--model {cfg.model}: sampling needs {gib(self.sampling)} of {gib(self.have)}; "
-                f"lower --sample-budget {cfg.sample_budget}{more}"
-            )
-        if self.gpu and self.host > host_memory():
-            raise UserError(
-                f"--model {cfg.model}: the host's memory is {gib(host_memory())}, and "
-                f"{gib(self.host)} are needed; take a larger machine, --optim adamw8bit, or leave "
-                "--offload-optimizer out"
-            )
-        missing = self.needed["disk"] - bytes_in(Path(cfg.out) / "checkpoints") - bytes_in(CACHE)
-        if missing > self.disk_left:
-            raise UserError(
-                f"--out {cfg.out}: its checkpoints need {gib(missing)} more on the disk, "
-                f"{gib(self.disk_left)} are free; take another --out, or free some"
-            )
-
-    def check_state(self) -> None:
-        """Weights, gradients and optimizer against the machine."""
-        cfg, have = self.cfg, self.have
-        too_slow = not self.gpu and self.n > 2e9 and cfg.engine != "hf"
-        if self.state <= have and not too_slow:
-            return
-        where = " on its GPU" if self.gpu else " and no GPU"
-        smaller_state = "--optim adamw8bit, " if cfg.optim == "adamw" else ""
-        engine = "" if self.gpu else " with --engine hf"
-        fits = have * self.n / self.state / 1e9
-        raise UserError(
-            f"--model {cfg.model}: training {self.n / 1e9:.2g}B parameters needs "
-            f"{self.state / 2**30:.0f} GiB (weights, gradients, --optim {cfg.optim}); this machine "
-            f"has {have / 2**30:.0f} GiB{where}: take a larger GPU, {smaller_state}"
-            f"or a smaller --model (up to {fits:.1g}B){engine}"
-        )
-
-
-def bytes_in(folder: Path) -> int:
-    """Bytes of all files in a folder."""
-    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    estimate = {
+        "balance": balanced * response,
+        "pool": sampled * response,
+        "scoring": scored * 2 * flop,
+        "training": cfg.samples_per_iter * 8 * flop,
+        "evaluation": evaluated * response,
+    }
+    parts = ", ".join(f"{phase} {h:.1f}" for phase, h in estimate.items() if h)
+    total = sum(estimate.values())
+    run = f"{total * cfg.num_iters:.0f} for {cfg.num_iters}"
+    return f"hours on one H200, estimated: {total:.1f} an iteration ({parts}), {run}"

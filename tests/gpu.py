@@ -255,7 +255,7 @@ def training(cfg, load: Load) -> Rows:
     yield f"{cfg.optim}, {how} gradient checkpointing: tokens/s (utilisation)", shown
     if torch.cuda.is_available():
         needed = trainer.needs(cfg, n, policy.config, True)
-        counted = runs.Budget(cfg, n, needed, 0, True).training / 2**30
+        counted = runs.peaks(cfg, n, needed, True)["training"] / 2**30
         peak = torch.cuda.max_memory_reserved() / 2**30
         yield "its peak, GiB", f"{peak:.1f}", f"preflight: {counted:.1f}", peak <= counted
     yield "its attention", attention_kernel(policy, cfg)
@@ -415,9 +415,9 @@ def fits(cfg) -> bool:
     shape, gpu = trainer.model_config(cfg.model), torch.cuda.is_available()
     n = trainer.n_parameters(cfg.model, shape)
     free = torch.cuda.mem_get_info()[0] if gpu else runs.host_memory()
-    budget = runs.Budget(cfg, n, trainer.needs(cfg, n, shape, gpu), free, gpu)
+    peak = runs.peaks(cfg, n, trainer.needs(cfg, n, shape, gpu), gpu)
     vllm = 2.5 * n + (12 << 30) if gpu else 0
-    return max(budget.training, budget.sampling + vllm) < free
+    return max(peak["training"], peak["sampling"] + vllm) < free
 
 
 def show(size: str, rows: Rows) -> list[str]:

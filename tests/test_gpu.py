@@ -246,8 +246,8 @@ REFUSED = [
         f"{MATH} --gpu-memory 0.4",
         "--gpu-memory 0.4: beside 81 GiB .* at most 0.39 of the",
     ),
-    (139, 30, MATH, "host.* GiB.* 30 GiB|host.* 30 GiB.* 35 GiB"),
-    (139, 40, f"{MATH} --offload-optimizer", "88.9 GiB .*leave --offload-optimizer out"),
+    (139, 30, MATH, "host needs 35 GiB of 30 GiB; take a larger"),
+    (139, 40, f"{MATH} --offload-optimizer", "needs 88.9 GiB .*leave --offload-optimizer out"),
 ]
 
 
