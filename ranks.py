@@ -22,13 +22,10 @@ from typing import Callable
 import data
 from data import UserError
 
-
-def _set_by_torchrun(name: str, alone: int) -> int:
-    return int(os.environ[name]) if "TORCHELASTIC_RUN_ID" in os.environ else alone
-
-
-RANK, WORLD = _set_by_torchrun("RANK", 0), _set_by_torchrun("WORLD_SIZE", 1)
-LOCAL_RANK, LOCAL_WORLD = _set_by_torchrun("LOCAL_RANK", 0), _set_by_torchrun("LOCAL_WORLD_SIZE", 1)
+# torchrun's alone: a cluster's scheduler sets RANK, too, for processes that don't meet
+_env = os.environ if "TORCHELASTIC_RUN_ID" in os.environ else {}
+RANK, WORLD = int(_env.get("RANK", 0)), int(_env.get("WORLD_SIZE", 1))
+LOCAL_RANK, LOCAL_WORLD = int(_env.get("LOCAL_RANK", 0)), int(_env.get("LOCAL_WORLD_SIZE", 1))
 
 # -- the processes --------------------------------------------------------------------------------
 
@@ -36,8 +33,7 @@ LOCAL_RANK, LOCAL_WORLD = _set_by_torchrun("LOCAL_RANK", 0), _set_by_torchrun("L
 def together(main: Callable[[], None]) -> Callable[[], None]:
     """A main for all of torchrun's processes; alone, main itself.
 
-    The first process speaks. Another is heard if it alone fails: torchrun ends all with the first
-    that ends, so what fails everywhere is said once.
+    The first process speaks; another is heard where it alone fails.
     """
     if WORLD == 1:
         return main
@@ -53,8 +49,10 @@ def together(main: Callable[[], None]) -> Callable[[], None]:
             wait()
             torch.distributed.destroy_process_group()
         except (Exception, KeyboardInterrupt) as e:
-            if RANK > 0 or isinstance(e, RuntimeError):  # it may be the end of another process
-                time.sleep(20)  # torchrun ends this one before
+            # torchrun ends all with the first that ends. What fails everywhere is for the first to
+            # say, and a RuntimeError may be but the end of another, which speaks then.
+            if RANK > 0 or isinstance(e, RuntimeError):
+                time.sleep(20)
             raise
         finally:
             sys.stdout, sys.stderr = streams
@@ -122,14 +120,13 @@ def micro_batches(batch: list, token_budget: int, nothing: Callable) -> list:
 
     nothing  ids -> what stands beside ids of which no token counts; such a row fills up the number
     """
-    if WORLD == 1:
-        return list(data.micro_batches(batch, token_budget))
-    order = sorted(batch, key=lambda e: len(e[0]), reverse=True)
+    order = sorted(batch, key=lambda example: len(example[0]), reverse=True)
     shares = [order[rank::WORLD] for rank in range(WORLD)]  # of about as many tokens
     cut = [list(data.micro_batches(share, token_budget)) for share in shares]
+    mine, most = cut[RANK], max(map(len, cut))
     shortest = order[-1][0]
-    idle = [shortest], [nothing(shortest)]
-    return cut[RANK] + [idle] * (max(map(len, cut)) - len(cut[RANK]))
+    # every forward and backward pass gathers weights from all: one that made fewer would stop them
+    return mine + [([shortest], [nothing(shortest)])] * (most - len(mine))
 
 
 # -- a model in shares ----------------------------------------------------------------------------
@@ -140,10 +137,9 @@ def mesh(device: str):
     """The processes: weights lie in shares over one node's; several nodes are replicas (HSDP)."""
     from torch.distributed.device_mesh import init_device_mesh
 
-    n_nodes = WORLD // LOCAL_WORLD
-    if n_nodes == 1:
-        return init_device_mesh(device, (WORLD,))
-    return init_device_mesh(device, (n_nodes, LOCAL_WORLD), mesh_dim_names=("node", "gpu"))
+    shape = (WORLD // LOCAL_WORLD, LOCAL_WORLD)
+    nodes = init_device_mesh(device, shape, mesh_dim_names=("node", "gpu"))
+    return nodes if shape[0] > 1 else nodes["gpu"]
 
 
 def shard(model, device: str):
