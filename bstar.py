@@ -231,6 +231,7 @@ def make_reward(cfg: Config, setup: Setup, run: Run) -> Callable:
     return memory_by("a smaller --token-budget")(score)
 
 
+@ranks.together
 def main(argv: list[str] | None = None) -> None:
     """Algorithm 1: balance, explore, exploit, improve, num_iters times."""
     cfg = parse_config(argv, doc=__doc__)
@@ -294,4 +295,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    data.run(ranks.together(main))
+    data.run(main)

@@ -30,8 +30,8 @@ LOCAL_RANK, LOCAL_WORLD = int(_env.get("LOCAL_RANK", 0)), int(_env.get("LOCAL_WO
 # -- the processes --------------------------------------------------------------------------------
 
 
-def together(main: Callable[[], None]) -> Callable[[], None]:
-    """A main for all of torchrun's processes; alone, main itself.
+def together(main: Callable[..., None]) -> Callable[..., None]:
+    """Decorates a script's main: all of torchrun's processes run it; alone, it is main itself.
 
     The first process speaks; another is heard where it alone fails.
     """
@@ -39,13 +39,14 @@ def together(main: Callable[[], None]) -> Callable[[], None]:
         return main
     import torch
 
-    def main_of_many() -> None:
+    @functools.wraps(main)
+    def main_of_many(*args) -> None:
         streams = sys.stdout, sys.stderr
         if RANK > 0:
             sys.stdout = sys.stderr = open(os.devnull, "w")
         try:
             join()
-            main()
+            main(*args)
             wait()
             torch.distributed.destroy_process_group()
         except (Exception, KeyboardInterrupt) as e:

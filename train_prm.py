@@ -530,6 +530,7 @@ def open_out(folder: str) -> Path:
     return out
 
 
+@ranks.together
 def main(argv: list[str] | None = None) -> None:
     """python train_prm.py"""
     cfg = config.parse_config(argv, PRMConfig, PRESETS, OF_THE_LOOP, __doc__)
@@ -543,4 +544,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    data.run(ranks.together(main))
+    data.run(main)

@@ -42,7 +42,9 @@ def start(cwd: Path, n: int, script: Path | str = ROOT / "bstar.py", flags=SHARE
     python = TORCHRUN if n > 1 else [sys.executable]
     with open(cwd / "out", "w") as out, open(cwd / "err", "w") as err:
         argv = [*python, str(script), *flags.split()]
-        return subprocess.Popen(argv, cwd=cwd, stdout=out, stderr=err, start_new_session=True)
+        env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+        settings = dict(cwd=cwd, env=env, stdout=out, stderr=err)
+        return subprocess.Popen(argv, **settings, start_new_session=True)
 
 
 def finish(p: subprocess.Popen, cwd: Path) -> int:
@@ -109,7 +111,9 @@ def beside(one: Path, cwd: Path) -> Path:
 
 @pytest.mark.slow
 def test_two_processes_do_what_one_does_and_the_death_of_any_ends_all(one, tmp_path):
-    two = run(beside(one, tmp_path / "two"), 2)
+    fork = tmp_path / "fork.py"  # as the README has them
+    fork.write_text("import bstar, data\n\nif __name__ == '__main__':\n    data.run(bstar.main)\n")
+    two = run(beside(one, tmp_path / "two"), 2, fork)
     check_equal(one, two)
     assert (two / "out").read_text().count("iter 2/2") == 1  # one speaks
     policy = json.loads((two / "run/policy/config.json").read_text())
@@ -182,12 +186,9 @@ def check_gradients() -> None:
 
 @pytest.mark.slow
 def test_gradients_in_shares_are_those_of_one_process(tmp_path):
-    (tmp_path / "check.py").write_text(
-        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-        "import ranks, test_ranks\n"
-        "ranks.together(test_ranks.check_gradients)()\n"
-    )
-    run(tmp_path, 2, tmp_path / "check.py", "")
+    check = tmp_path / "check.py"
+    check.write_text("import ranks, test_ranks\nranks.together(test_ranks.check_gradients)()\n")
+    run(tmp_path, 2, check, "")
     assert (tmp_path / "out").read_text() == "equal\n"
 
 
