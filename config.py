@@ -251,9 +251,11 @@ def parse_config(
         if f.name not in without:
             add_flag(p, f, defaults.get(f.name, f.default))
     given = vars(p.parse_args(argv))
-    check_idle(given, task)
     reward = given.get("reward", defaults.get("reward", kind.reward))
     cfg = kind(**{**defaults, **REWARD_PRESETS.get((task, reward), {}), **given})
+    for name, reason in unread(cfg).items():
+        if name in given:
+            raise UserError(f"--{name.replace('_', '-')}: it does nothing {reason}; leave it out")
     check(cfg)
     return cfg
 
@@ -294,27 +296,42 @@ def grid(name: str, spec: str) -> list[float]:
     return [float(low + i * step) for i in range(n)]
 
 
-def check_idle(given: dict, task: str) -> None:
-    """Raises UserError for flags that would do nothing."""
-    method = METHODS.get(given.get("method", Config.method), Method())
-    is_toy = task in toy.BASES
-    idle = {f"--task {task}": {"train_file", "test_file"} if is_toy else set()}
-    if not is_toy:
-        idle[f"--task {task}"] = {name for name in given if name.startswith("toy_")}
-    if task == "walk":
-        idle["--task walk"].add("toy_max_ops")
-    if not method.iterate:
-        idle["--method sft"] = {"temperature", "tau", "max_repeats"}
-    if not method.balance:
-        idle[f"--method {given.get('method')}"] = {"temperatures", "taus"}
-    if "temperature" in given:
-        idle["--temperature"] = {"temperatures"}
-    if "tau" in given:
-        idle["--tau"] = {"taus"}
-    for reason, names in idle.items():
-        for name in sorted(names & given.keys()):
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag}: it does nothing with {reason}; leave one of them out")
+def unread(cfg: Config) -> dict[str, str]:
+    """The settings that nothing reads in such a run, and why: their flags would do nothing.
+
+    >>> unread(Config(method="online-rft"))["taus"]
+    'with --method online-rft'
+    """
+    method, preset = METHODS[cfg.method], PRESETS[cfg.task]
+    by_method, by_task = f"with --method {cfg.method}", f"with --task {cfg.task}"
+    by_reward = f"with --reward {cfg.reward}"
+    fixed_T, fixed_tau = cfg.temperature is not None, cfg.tau is not None
+    one_T, one_tau = len(cfg.temperature_grid) == 1, len(cfg.tau_grid) == 1
+    loop = "num_iters queries_per_iter K steps_per_iter max_repeats lr temperature tau"
+    toys = "toy_max_ops toy_texts toy_queries toy_solutions"
+    table = [
+        (one_T, "with one temperature", "probe"),
+        (one_T and one_tau, "with one temperature and one tau", "balance_queries"),
+        (fixed_T, "with --temperature", "temperatures"),
+        (fixed_tau, "with --tau", "taus"),
+        (not method.balance, by_method, "temperatures taus balance_queries probe"),
+        (not method.inherit, by_method, "offload_optimizer"),  # none waits while it samples
+        (method.from_base, by_method, "lr"),  # it starts as the SFT does, and takes --sft-lr
+        (not method.iterate, by_method, loop),
+        (cfg.task in toy.BASES, by_task, "train_file test_file"),
+        (cfg.task == "walk", by_task, "toy_max_ops"),
+        ("model" in preset, by_task, toys),  # a fork's task may be a toy, too
+        (preset.get("reward") != "tests", by_task, "unsafe_code"),
+        (not cfg.model, "without --model", "chat"),
+        (cfg.model != "", "with --model", "toy_texts"),
+        (not cfg.prm, "without --prm", "prm_format"),
+        (cfg.reward != "answer+prm", by_reward, "prm prm_format"),
+    ]
+    reasons: dict[str, str] = {}
+    for holds, reason, names in table:
+        if holds:
+            reasons |= dict.fromkeys(names.split(), reason)
+    return reasons
 
 
 def check(cfg: Config) -> None:
@@ -340,8 +357,6 @@ def check_sampling(cfg: Config) -> None:
             "--engine vllm: vllm is not installed; pip install -r requirements.txt on a GPU node, "
             "or --engine hf"
         )
-    if cfg.probe and len(cfg.temperature_grid) == 1:
-        raise UserError("--probe: it tries several temperatures; --method bstar, no --temperature")
     if 0 < cfg.eval_samples < cfg.S:
         raise UserError(f"--S {cfg.S}: expected at most --eval-samples {cfg.eval_samples}")
 
@@ -362,11 +377,6 @@ def check_training(cfg: Config) -> None:
             f"--method sft: expected --sft-epochs (now {cfg.sft_epochs}) to be a multiple of "
             f"--start-epoch (now {cfg.start_epoch})"
         )
-    if cfg.offload_optimizer and not METHODS[cfg.method].inherit:
-        raise UserError(
-            f"--offload-optimizer: --method {cfg.method} has no optimizer while it samples; "
-            "leave the flag out"
-        )
     compiler = any(map(shutil.which, ("g++", "c++", "clang++")))  # torchao compiles its step
     if cfg.optim == "adamw8bit" and not (find_spec("torchao") and compiler):
         raise UserError(
@@ -376,13 +386,7 @@ def check_training(cfg: Config) -> None:
 
 
 def check_reward(cfg: Config) -> None:
-    """The reward against the task, the PRM's flags, and the threshold."""
-    if cfg.reward != "answer+prm" and (cfg.prm or cfg.prm_format != "own"):
-        raise UserError(
-            f"--prm, --prm-format: --reward {cfg.reward} uses no PRM; expected --reward answer+prm"
-        )
-    if cfg.prm_format != "own" and not cfg.prm:
-        raise UserError(f"--prm-format {cfg.prm_format}: it says how to read --prm; give one")
+    """The reward against the task and the threshold."""
     if cfg.reward == "answer+oracle" and cfg.task not in toy.CHECKERS:
         raise UserError(
             "--reward answer+oracle: only a toy's steps can be checked exactly, "
@@ -394,8 +398,6 @@ def check_reward(cfg: Config) -> None:
     if tested != (cfg.reward == "tests"):
         rewarded_by = "unit tests" if tested else "answers"
         raise UserError(f"--reward {cfg.reward}: --task {cfg.task} is rewarded by {rewarded_by}")
-    if cfg.unsafe_code and not tested:
-        raise UserError(f"--unsafe-code: --task {cfg.task} runs no programs")
     # a fork's reward may be any number
     greatest = {"answer": 1.0, "tests": 1.0, "answer+prm": 2.0, "answer+oracle": 2.0}
     highest, tau = greatest.get(cfg.reward, math.inf), min(cfg.tau_grid)

@@ -18,7 +18,7 @@ import pytest
 import bstar
 import data
 import runs
-from config import Config, parse_config
+from config import Config, parse_config, unread
 from engine import HFEngine
 from runs import Setup, set_up
 from trainer import load_policy, sft
@@ -30,9 +30,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(bstar.__file__).parent
 TINY = """
-    --sft-lr 3e-3 --sft-epochs 12 --start-epoch 6 --num-iters 2 --steps-per-iter 4 --batch-size 16
-    --queries-per-iter 24 --K 4 --chunk 10 --max-tokens 40 --balance-queries 8 --val-queries 10
-    --eval-queries 10 --eval-samples 4 --S 2
+    --sft-lr 3e-3 --sft-epochs 12 --start-epoch 6 --batch-size 16 --chunk 10 --max-tokens 40
+    --val-queries 10 --eval-queries 10 --eval-samples 4 --S 2
+"""
+LOOP = """
+    --num-iters 2 --steps-per-iter 4 --queries-per-iter 24 --K 4
+    --balance-queries 8 --temperatures 0.6:1.0:0.4 --taus -1:1:0.1
 """
 STORIES = """
     --task stories --reward answer+oracle
@@ -43,14 +46,15 @@ STORIES = """
 def flags_of(*flags: str) -> list[str]:
     """The flags of a tiny run, those without a say left out; each may be of the form "--K 8"."""
     given = " ".join(flags).split()
-    argv = TINY.split()
+    argv = TINY.split() + given
     if "--task" not in given:
-        argv += STORIES.split()
-    if "--method" not in given and "--temperature" not in given:
-        argv += ["--temperatures", "0.6:1.0:0.4"]
-    if "--method" not in given and "--tau" not in given:
-        argv += ["--taus", "-1:1:0.1"]
-    return argv + given
+        argv = STORIES.split() + argv
+    idle = unread(parse_config(argv))
+    of_loop = LOOP.split()
+    for name, value in zip(of_loop[::2], of_loop[1::2]):
+        if name[2:].replace("-", "_") not in idle:
+            argv = [name, value, *argv]
+    return argv
 
 
 def tiny(*flags: str) -> Config:

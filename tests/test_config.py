@@ -14,6 +14,7 @@ import metrics
 import rewards
 from config import PRESETS, Config, grid, parse_config
 from data import UserError
+from results import walk
 
 
 def parse(flags: str) -> Config:
@@ -115,23 +116,14 @@ BAD = [
     ("--taus 0:inf:1", "--taus 0:inf:1: expected FROM:TO:STEP"),
     ("--taus 1:0.9:1", "--taus 1:0.9:1: expected FROM:TO:STEP"),
     ("--temperatures x", "--temperatures x: expected FROM:TO:STEP"),
-    ("--method online-rft --taus 0:1:0.1", "--taus: it does nothing with --method online-rft"),
-    ("--temperature 1 --temperatures 0.5:1:0.1", "--temperatures: it does nothing with --temp"),
-    ("--train-file x.jsonl", "--train-file: it does nothing with --task walk"),
-    ("--task math --toy-texts 5", "--toy-texts: it does nothing with --task math"),
     ("--tau=-inf", "--tau -inf: expected a finite number"),
     ("--taus=-1:1:0.0001", "and at most 10,000 points"),
-    ("--method online-rft --probe", "--probe: it tries several temperatures"),
     ("--task stories --tau 2", "no reward is above 2"),
     ("--start-epoch 99", "expected at most --sft-epochs"),
     ("--method sft --start-epoch 2", "a multiple of --start-epoch"),
-    ("--method rest-em --offload-optimizer", "--method rest-em has no optimizer while it samples"),
-    ("--reward answer --prm x", "--reward answer uses no PRM"),
-    ("--task stories --prm-format qwen", "--prm-format qwen: it says how to read --prm"),
     ("--task gsm8k --reward answer+oracle", "only a toy's steps can be checked exactly"),
     ("--task math --reward tests", "--reward tests: --task math is rewarded by answers"),
     ("--task code --reward answer", "--reward answer: --task code is rewarded by unit tests"),
-    ("--task arc --unsafe-code", "--unsafe-code: --task arc runs no programs"),
 ]
 
 
@@ -140,6 +132,58 @@ def test_a_bad_value_is_one_line_that_names_the_flag(flags, message):
     with pytest.raises(UserError) as e:
         parse(flags)
     assert message in str(e.value) and "\n" not in str(e.value)
+
+
+SFT = "num-iters queries-per-iter K steps-per-iter max-repeats lr temperature tau".split()
+IDLE = [
+    *(("--method sft", f"--{name} 1") for name in SFT),
+    ("--method sft", "--balance-queries 5"),
+    ("--method sft", "--taus 0:1:0.1"),
+    ("--method sft", "--offload-optimizer"),
+    ("--method online-rft", "--balance-queries 5"),
+    ("--method online-rft", "--temperatures 0.5:1:0.1"),
+    ("--method iterative-rft", "--probe"),
+    ("--method rest-em", "--lr 1e-4"),
+    ("--method rest-em", "--offload-optimizer"),
+    ("--temperature 1", "--temperatures 0.5:1:0.1"),
+    ("--temperature 1", "--probe"),
+    ("--tau 0", "--taus 0:1:0.1"),
+    ("--temperature 1 --tau 0", "--balance-queries 5"),
+    ("--task walk", "--train-file x.jsonl"),
+    ("--task walk", "--toy-max-ops 4"),
+    ("--task stories", "--chat off"),
+    ("--task math", "--toy-texts 5"),
+    ("--task arc", "--unsafe-code"),
+    ("--task stories --model x", "--toy-texts 5"),
+    ("--task stories", "--prm-format qwen"),
+    ("--reward answer", "--prm x"),
+]
+
+
+@pytest.mark.parametrize("given, idle", IDLE)
+def test_a_flag_that_does_nothing_is_refused(given, idle):
+    parse(given)
+    with pytest.raises(UserError, match=f"^{idle.split()[0]}: it does nothing with"):
+        parse(f"{given} {idle}")
+
+
+SHELL = {"$seed": "1", "$reward": "answer", "$method": "rest-em", "$1": "0.7", "$2": "0.6"}
+
+
+def documented() -> list[str]:
+    """The flags of the pages' commands of bstar.py, and of results/walk.py's runs."""
+    pages = [ROOT / "README.md", ROOT / "RESULTS.md", *(ROOT / "docs").glob("*.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    text = text.replace("$flags", " ".join(re.findall(r'flags="(.*)"', text)).replace("$flags", ""))
+    for variable, value in SHELL.items():
+        text = text.replace(variable, value)
+    walks = {" ".join((*walk.COMMON, *run.flags)) for run in walk.plan()}
+    return re.findall(r"bstar\.py (--[^`#;\n]*)", text) + sorted(walks)
+
+
+@pytest.mark.parametrize("flags", documented())
+def test_a_documented_command_is_accepted(flags):
+    parse(flags)
 
 
 @pytest.mark.parametrize(

@@ -369,8 +369,8 @@ def test_the_default_run_trains_its_prm_first_and_other_methods_share_it(tmp_pat
     assert "prm@4-2" in rows[0]
     keys = "prm/auc prm/step_auc prm/ece prm/wrong_admitted prm/min_last".split()
     assert rows[1].keys() >= set(keys)
-    at = LOOP.index("--temperatures")
-    online = [*LOOP[:at], *LOOP[at + 2 :], "--method", "online-rft", "--tau", "1"]
+    at = LOOP.index("--balance-queries")  # and the grid
+    online = [*LOOP[:at], *LOOP[at + 4 :], "--method", "online-rft", "--tau", "1"]
     code, _, err = run(tmp_path, "bstar.py", *online)
     assert code == 0 and "PRM |" not in err, err
     [made] = (tmp_path / "runs/cache").glob("prm-stories-*")
