@@ -32,7 +32,7 @@ import report
 import sandbox
 import toy
 import trainer
-from config import LOADERS, MEMORY, METHODS, Config
+from config import LOADERS, MEMORY, METHODS, Config, unread
 from data import Query, Splits, UserError
 from engine import Engine, gpu_share, make_engine
 from trainer import CACHE, Phase, write
@@ -78,8 +78,8 @@ class Run:
     def check_config(self) -> None:
         """Writes config.json, where the one that is there allows it.
 
-        MEMORY's settings may change, and where each iteration has a learning-rate schedule of its
-        own, a run may go on to more iterations.
+        MEMORY's settings may change. Where each iteration has a learning-rate schedule of its own,
+        a run may also go on to more iterations.
         """
         path = self.out / "config.json"
         mine = {k: v for k, v in dataclasses.asdict(self.cfg).items() if k not in ACTIONS}
@@ -87,8 +87,9 @@ class Run:
         # a start that failed before it did anything does not hold the folder
         if {f.name for f in self.out.iterdir()} - {"lock", "config.json"}:
             theirs = read_config(path)
-        keys = sorted((mine.keys() | theirs.keys()).difference(MEMORY))
-        changed = [key for key in keys if theirs.get(key) != mine.get(key)]
+        # what nothing reads in such a run may have been given to an earlier version
+        keys = (mine.keys() | theirs.keys()).difference(MEMORY, unread(self.cfg))
+        changed = [key for key in sorted(keys) if theirs.get(key) != mine.get(key)]
         why = ""
         if changed == ["num_iters"] and mine["num_iters"] > theirs["num_iters"]:
             if not METHODS[self.cfg.method].inherit:

@@ -103,6 +103,13 @@ def test_a_setting_that_an_earlier_version_did_not_know_has_its_default(tmp_path
         begun(tmp_path, "--max-repeats 6")
 
 
+def test_a_setting_that_nothing_reads_may_differ(tmp_path):
+    begun(tmp_path, "--method sft")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_iters": 77, "K": 77}))
+    begun(tmp_path, "--method sft")
+
+
 def test_an_iteration_without_its_line_is_done_again(tmp_path, capsys):
     begun(tmp_path)
     lines = [json.dumps({"iter": i, "pass@1": 1.0}) for i in (0, 2, 3)]
