@@ -62,6 +62,7 @@ class Run:
         """Locks the folder, checks its config, and clears what a killed process left."""
         try:
             self.out.mkdir(parents=True, exist_ok=True)
+            # one lock a process: a second main in a notebook takes the first one's, and goes on
             self.lock = FileLock(self.out / "lock", is_singleton=True)
             self.lock.acquire(timeout=0)
         except Timeout:
@@ -129,10 +130,9 @@ class Run:
     @ranks.by_first
     def save_decision(self, t: int, decision: dict, reward, correct, text) -> None:
         """The ledger's line of an iteration, and the samples it was decided on, for replay."""
-        path = self.out / "samples" / f"balance_{t}.npz"
         arrays = io.BytesIO()
         np.savez_compressed(arrays, reward=reward, correct=correct, text=text)
-        write(path, arrays.getvalue())
+        write(self.out / "samples" / f"balance_{t}.npz", arrays.getvalue())
         self.put("ledger.jsonl", {"iter": t, **decision})
         if decision["blind"]:
             chosen = f"T {decision['temperature']:g} and tau {decision['tau']:g}"
@@ -162,12 +162,13 @@ class Run:
         lines = []
         for q, group in zip(queries, pool):
             for s in group:
+                # a program's gold are its tests, which can be megabytes
                 row = {"query": q.id, "question": q.text, "gold": q.gold[:1000]}
                 row |= {**dataclasses.asdict(s), "selected": id(s) in chosen}
                 if s.reward == -math.inf:  # cut off; JSON has no infinity
                     row["reward"] = None
                 lines.append(json.dumps(row))
-        content = gzip.compress("\n".join(lines).encode(), 5, mtime=0)
+        content = gzip.compress("\n".join(lines).encode(), 5, mtime=0)  # no time: the same bits
         write(self.out / "samples" / f"iter_{t}.jsonl.gz", content)
 
     @ranks.by_first
@@ -177,6 +178,8 @@ class Run:
         before = [r for r in self.rows if r["iter"] < row["iter"]]
         self.rows = [*before, row]
         best = max(self.rows, key=lambda r: r["val/pass@1"])["iter"]
+        # The line says that the iteration is done. What a kill before it leaves is done again; what
+        # it needs for that, the sampled parts, goes last.
         prune(self.out, starts, row["iter"], best)
         self.put("metrics.jsonl", row)
         remove_parts(self.out / "parts")
@@ -184,9 +187,10 @@ class Run:
 
         ledger = numbered_rows(self.out / "ledger.jsonl")
         earlier = [d for d in ledger if d["iter"] < row["iter"]]
+        # each kind once, when it begins; the report has them all
         known = {line.split(":")[0] for line in report.alarms(before, earlier)}
         for line in report.alarms(self.rows, ledger):
-            if line.split(":")[0] not in known:  # once, when it begins; the report has them all
+            if line.split(":")[0] not in known:
                 print(f"alarm | {line}", file=sys.stderr)
 
     def seconds(self, t: int) -> dict[str, float]:
@@ -225,8 +229,7 @@ def read_config(path: Path) -> dict:
 
 def numbered_rows(path: Path) -> list[dict]:
     """The rows of a JSON-lines file that say their iteration."""
-    rows = metrics.read_jsonl(path)
-    return [row for row in rows if isinstance(row.get("iter"), int)]
+    return [row for row in metrics.read_jsonl(path) if isinstance(row.get("iter"), int)]
 
 
 def whole_rows(path: Path) -> list[dict]:
@@ -251,6 +254,7 @@ def prune(out: Path, starts: list[Path | str], t: int, best: int) -> None:
     checkpoints = out / "checkpoints"
     kept = {f"iter_{i}" for i in (t, t - 1, best)}
     for old in checkpoints.glob("iter_*"):
+        # a user's own copy, such as iter_1_backup, stays
         if old.name not in kept and old.name[5:].isdecimal():
             shutil.rmtree(old)
     for name, i in (("policy", t), ("best", best)):
@@ -260,6 +264,7 @@ def prune(out: Path, starts: list[Path | str], t: int, best: int) -> None:
         if target.exists():  # not where the start is a model on the hub
             link = out / f".{name}.tmp"
             link.unlink(missing_ok=True)
+            # relative, so that it survives a move of the folder; replaced, so that it is never gone
             link.symlink_to(os.path.relpath(target, out))
             os.replace(link, out / name)
 
@@ -316,7 +321,8 @@ def set_up(cfg: Config, run: Run | None = None) -> Setup:
     prompt = functools.cache(lambda q: data.prompt_ids(tokenizer, q, splits, chat))
     drop_long_prompts(splits, prompt, cfg)
     end_ids = data.end_ids(tokenizer, chat)
-    engine = make_engine(cfg, tokenizer, prompt, base, end_ids)  # before the trainer takes memory
+    # before the trainer takes memory: vLLM looks at what is free
+    engine = make_engine(cfg, tokenizer, prompt, base, end_ids)
     setup = Setup(splits, base, tokenizer, prompt, engine, end_ids, human=[])
     pairs = []
     for q in splits.human or splits.train:
