@@ -25,7 +25,7 @@ import numpy as np
 import data
 from config import Parser, grid
 from data import UserError
-from metrics import Outcomes, decide, nearest, read_jsonl
+from metrics import Outcomes, decide, read_jsonl
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -349,7 +349,8 @@ def decisions_table(ledger: Sequence[dict]) -> pd.DataFrame:
     best_T, best_tau = [], []
     for d in ledger:
         T, taus = d["temperatures"], d["taus"]
-        i, j = nearest(T, 1.0), nearest(taus, 0.0)  # what the paper fixes them at
+        # the points nearest to those that the paper fixes
+        i, j = np.abs(np.array(T) - 1.0).argmin(), np.abs(taus).argmin()
         surface = np.array(d["surface"])  # (G_T, G_tau)
         # of equal points the lower T and the higher tau, as in `decide`
         best_T.append(T[surface[:, j].argmax()])
