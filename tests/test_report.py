@@ -71,25 +71,22 @@ def test_table_shows_first_last_best_and_gain_with_means_over_seeds(tmp_path):
     means = cells.loc["run-1, seed 1 2", "pass@1"].to_dict()
     # best on validation, which falls here
     assert means == {"first": "15 ± 5", "last": "27 ± 7", "best": "15 ± 5", "gain": "12 ± 2"}
-    assert cells.loc[("other, seed 0", "gain"), ["pass@1", "tau", "seeds"]].tolist() == [
-        "-1",
-        "",
-        1,
-    ]
+    other = cells.loc[("other, seed 0", "gain")]
+    assert (other["pass@1"], other["tau"], other["seeds"]) == ("-1", "", 1)
     assert report.markdown(table).splitlines()[3].startswith("| run-1, seed 1 2 | last | 27 ± 7 |")
 
 
 def test_differences_are_paired_by_seed(tmp_path):
-    a = [make_run(tmp_path / f"a-{s}", s, passes=[10.0, x]) for s, x in ((1, 20.0), (2, 60.0))]
-    last = {2: 64.0, 1: 22.0, 3: 99.0}
-    b = [make_run(tmp_path / f"b-{s}", s, "online-rft", [10.0, x]) for s, x in last.items()]
-    unpaired = make_run(tmp_path / "c", 4, "sft")
-    runs = [report.read_run(path) for path in [*a, *b, unpaired]]
-    cells = report.summary(runs, against=a[1]).set_index(["run", "iteration"])[["pass@1", "seeds"]]
-    assert cells.loc[("b-2, seed 2 1 3", "last")].tolist() == ["61.67 ± 22", 3]
-    differences = cells.xs("difference", level="iteration")
-    assert differences.to_dict("split")["index"] == ["b-2, seed 2 1 3"]
-    assert differences.values.tolist() == [["3 ± 1", 2]]
+    ends = {"a": {1: 20.0, 2: 60.0}, "b": {2: 64.0, 1: 22.0, 3: 99.0}, "unpaired": {4: 1.0}}
+    runs = []
+    for name, seeds in ends.items():
+        for seed, end in seeds.items():
+            path = make_run(tmp_path / f"{name}-{seed}", seed, passes=[10.0, end], task=name)
+            runs.append(report.read_run(path))
+    table = report.summary(runs, against=tmp_path / "a-2").set_index("run")
+    [difference] = table[table["iteration"] == "difference"].iterrows()
+    assert difference[0] == "b-2, seed 2 1 3"
+    assert (difference[1]["pass@1"], difference[1]["seeds"]) == ("3 ± 1", 2)
 
 
 def test_only_runs_that_differ_in_the_seed_alone_are_seeds_of_one():
@@ -125,10 +122,15 @@ def row(t, one, many, distinct=0.5, **more):
     ],
 )
 def test_reversal_is_a_rise_with_a_fall_both_beyond_noise(after, fires):
-    assert kinds([row(0, 30.0, 96.0), after]) == ["reversal"] * fires
-    assert kinds([after]) == kinds([]) == []
-    [line] = report.alarms([row(0, 30.0, 96.0), row(1, 45.0, 80.0)], [])
-    assert "pass@1 rose 30.0 -> 45.0 while pass@32 fell 96 -> 80" in line
+    rows = [row(0, 30.0, 96.0), after]
+    assert kinds(rows) == ["reversal"] * fires and kinds(rows[1:]) == []
+
+
+def test_alarms_pass_over_what_is_no_line():
+    rows = [{}, row(0, 30.0, 96.0), {"iter": 1}, row(1, 45.0, 80.0)]
+    part = "reversal: pass@1 rose 30.0 -> 45.0 while pass@32 fell 96 -> 80"
+    assert report.alarms(rows, [{}, {"iter": 1}]) == [f"{part}, each beyond noise"]
+    assert report.alarms([], []) == []
 
 
 def test_noise_alone_rarely_alarms():
@@ -239,20 +241,20 @@ def test_a_user_s_error_is_one_line(tmp_path, flags, part):
     [
         ("samples/balance_1.npz", None, "balance_1.npz: missing"),
         ("samples/balance_2.npz", b"PK\3\4", "balance_2.npz: missing, broken"),
-        ("samples/balance_1.npz", dict.fromkeys(("reward", "correct", "text"), [1]), "broken"),
+        ("samples/balance_1.npz", [1], "not of this ledger"),
         ("ledger.jsonl", b'{"iter": 1}\n[]\n{"it', "no decision in its ledger.jsonl"),
     ],
 )
 def test_replay_without_its_samples_is_one_line(tmp_path, name, content, part):
     path = make_run(tmp_path / "run") / name
     path.unlink()
-    if isinstance(content, dict):
-        np.savez(path, **content)
+    if content == [1]:
+        np.savez(path, reward=content, correct=content, text=content)
     elif content:
         path.write_bytes(content)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UserError, match=part) as error:
         report.main(["--replay", str(tmp_path / "run")])
-    assert part in str(error.value) and "\n" not in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +276,6 @@ def test_lost_lines_are_counted_in_one_line(tmp_path, name, change, lost):
     run = report.read_run(tmp_path / "run")
     line = f"lost: the lines of {lost} iterations are torn, foreign or gone"
     assert (line in report.warnings(run)) == (lost > 0)
-    assert kinds([{}, {"iter": 1}], [{}, {"iter": 1}]) == []
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[1]", "{}", '{"task": "stories", "seed": 1}'])
@@ -368,18 +369,19 @@ def test_the_page_shows_settings_decisions_and_every_number(page):
     tables = tables_of(text)
     assert tables[0][0][2] == "pass@1"  # the first number of the first table
     assert ["method", "bstar", "online-rft", "sft"] in tables[1]
-    runs = list(map(report.read_run, paths))
     every = [lines for lines in tables[2:] if lines[0][0] == ""]
-    for run, lines in zip(runs, every, strict=True):
-        assert lines[0][1:] == [str(row["iter"]) for row in run.rows]
-        shown = {key: [float(x) for x in cells] for key, *cells in lines[1:] if "" not in cells}
-        for key in ("pass@1", "pass@4-2", "val/pass@1", "coverage"):
-            assert shown[key] == [row[key] for row in run.rows]
     decided = [lines for lines in tables[2:] if lines[0][0] == "iter"]
-    for run, lines in zip([run for run in runs if run.ledger], decided, strict=True):
-        for d, line in zip(run.ledger, lines[1:], strict=True):
-            chosen = (float(d["iter"]), d["temperature"], d["tau"], round(d["qe"], 4))
-            assert tuple(map(float, line[:4])) == chosen
+    for path, lines in zip(paths, every, strict=True):
+        run = report.read_run(path)
+        shown = {key: cells for key, *cells in lines}
+        assert shown[""] == [str(row["iter"]) for row in run.rows]
+        for key in ("pass@4-2", "val/pass@1"):
+            assert list(map(float, shown[key])) == [row[key] for row in run.rows]
+        if run.ledger:
+            for d, line in zip(run.ledger, decided.pop(0)[1:], strict=True):
+                chosen = [d["iter"], d["temperature"], d["tau"], round(d["qe"], 4)]
+                assert list(map(float, line[:4])) == chosen
+    assert not decided
 
 
 @pytest.mark.parametrize("prm", [False, True])
