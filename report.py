@@ -132,13 +132,11 @@ def summary(runs: Sequence[Run], against: Path | None = None) -> pd.DataFrame:
     groups = by_seed(runs)
     run = ["run", "seed"]
     values = frame(groups).set_index(run).select_dtypes("number")
+    by_run = values.groupby(run)
     # stable: of equals the earliest is the best, as in the run's own choice
     best_first = values.sort_values("val/pass@1", ascending=False, kind="stable")
-    picked = {
-        "first": values.groupby(run).nth(0),
-        "last": values.groupby(run).nth(-1),
-        "best": best_first.groupby(run).nth(0),
-    }
+    best = best_first.groupby(run).nth(0)
+    picked = {"first": by_run.nth(0), "last": by_run.nth(-1), "best": best}
     picked["gain"] = picked["last"] - picked["first"]
     if against:
         home = home_of(groups, against)
@@ -146,8 +144,8 @@ def summary(runs: Sequence[Run], against: Path | None = None) -> pd.DataFrame:
         difference = picked["last"].drop(home, level="run").sub(base, level="seed")
         picked["difference"] = difference.dropna(how="all")
     lines = pd.concat(picked, names=["iteration"]).groupby(["run", "iteration"], sort=False)
-    error = lines.sem()
-    error = error.map(" ± {:.2g}".format).where(error.notna(), "")  # of one seed there is none
+    error = lines.sem()  # NaN of one seed
+    error = error.map(" ± {:.2g}".format).where(error.notna(), "")
     text = lines.mean().map("{:.4g}".format) + error
     is_whole = lines.count().eq(lines.size(), axis=0)
     text = text.where(is_whole, "")
@@ -655,9 +653,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     # a name stands for a run in figures and headings
     if len({run.name for run in runs}) < len(runs):
         runs = [run._replace(name=str(run.path)) for run in runs]
-    out = args.out or runs[0].path
-    if len(runs) > 1 and not args.out:
-        out = out.resolve().parent
+    shared = runs[0].path if len(runs) == 1 else runs[0].path.resolve().parent
+    out = args.out or shared
     print(markdown(summary(runs, args.against)), *map(warnings, runs), sep="\n\n")
     try:
         out.mkdir(parents=True, exist_ok=True)
