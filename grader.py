@@ -111,7 +111,7 @@ _UNIT_LETTERS |= {"sec": "second"}
 
 def _unit_text(m: re.Match) -> str:
     """The content of a text command, its single unit letters spelled out."""
-    spelled = re.sub(r"(?<![\w.])(?:[mgshL]|sec)(?![\w.])", lambda u: _UNIT_LETTERS[u[0]], m[1])
+    spelled = re.sub(r"(?<![\w.\\])(?:[mgshL]|sec)(?![\w.])", lambda u: _UNIT_LETTERS[u[0]], m[1])
     return f" {spelled} "
 
 
@@ -230,7 +230,7 @@ _THOUSANDS = re.compile(r"(?<![\d,.(\[])(\d{1,3}(?:,\d{3})+)(?![\d,])(?![^(\[]*[
 _VARIABLE = re.compile(r"(?:[a-zA-Z]|\\[a-z]{2,})(?:_(?:\{[^{}]*\}|\w))?'*")
 _ARGUMENT = (
     r"(?:-?[\d.]+(?:/\d+)?|-?\\frac\{-?\d+\}\{\d+\}|[a-z]|[a-z]\(-?\w+\)"
-    r"|[^(),]*(?:[A-Z]|[a-z]{3})[^(),]*)"
+    r"|[^(),]*(?:[A-Z]|(?<![a-z\\])[a-z]{3})[^(),]*)"
 )
 # What stands in front of "=" without changing the answer; xy, 2x, x^2 and f(2)+1 change it.
 _NAME = re.compile(
@@ -273,7 +273,7 @@ def _relation(text: str) -> tuple[list[str], list[str]]:
     >>> _relation(r"4>x\ge-1")
     (['-1', 'x', '4'], ['\\le', '<'])
     """
-    pieces = _split(text, "=", "<", ">", r"\le", r"\ge", r"\ne")
+    pieces = _split(text, "=", "<", ">", r"\le", r"\ge", r"\ne", r"\in")
     sides, signs = pieces[::2], pieces[1::2]
     if signs and signs[0] in (">", r"\ge"):
         mirrored = {">": "<", r"\ge": r"\le"}
@@ -294,7 +294,8 @@ def _interval(sides: list[str], signs: list[str]) -> tuple[str, str]:
         low, name, left = f"-({high})", name.strip("|"), right
     if not _VARIABLE.fullmatch(name) or not _is_number(low) or not _is_number(high):
         return "", ""
-    return name, f"{'(' if left == '<' else '['}{low},{high}{')' if right == '<' else ']'}"
+    brackets = {"<": "()", r"\le": "[]"}
+    return name, f"{brackets[left][0]}{low},{high}{brackets[right][1]}"
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -303,10 +304,9 @@ def _named(text: str) -> tuple[str, str]:
     >>> _named("x=2+3=5"), _named("xy=5"), _named(r"x\in[0,1)"), _named(r"1<x\le2")
     (('x', '5'), ('', 'xy=5'), ('x', '[0,1)'), ('x', '(1,2]'))
     """
-    name, *member = _split(text, r"\in")[::2]
-    if len(member) == 1 and _VARIABLE.fullmatch(name):
-        return name, member[0]
     sides, signs = _relation(text)
+    if signs == [r"\in"] and _VARIABLE.fullmatch(sides[0]):
+        return sides[0], sides[1]
     if not set(signs) <= {"="}:
         name, interval = _interval(sides, signs)
         return name, interval or text
@@ -354,7 +354,6 @@ POINTS = (1, 2, 3)
 _mp = mpmath.mp.clone()
 _mp.dps = 120
 _MAX_BITS = 30_000  # of a number: 10^{9000} can be written, 9^{9^9} cannot
-_MAX_ANGLE_BITS = 1000
 _MAX_FACTORIAL = 1000
 
 _LEXER = re.compile(
@@ -373,13 +372,13 @@ _BRACKET_PAIRS[r"\lceil"] = r"\rceil"
 _BRACKET_VALUES = {"|": abs, r"\lfloor": _mp.floor, r"\lceil": _mp.ceil}
 
 
-def _bounded(value: Number, limit: int = _MAX_BITS) -> Number:
+def _bounded(value: Number) -> Number:
     """The value itself; raises OverflowError where computing on with it could take long."""
     if isinstance(value, Fraction):
         bits = (value.numerator * value.denominator).bit_length()
     else:
         bits = abs(_mp.mag(value or 1))
-    if not bits <= limit:  # also nan
+    if not bits <= _MAX_BITS:  # also nan
         raise OverflowError
     return value
 
@@ -472,9 +471,7 @@ class _Parser:
         exponent = self.atom() if self.takes("^") else Fraction(1)
         if exponent == -1:
             name, exponent = rf"\arc{name[1:]}", Fraction(1)
-        limit = _MAX_BITS if name in (r"\ln", r"\log") else _MAX_ANGLE_BITS
-        argument = _bounded(_mp.convert(self.argument()), limit)
-        value = _bounded(_FUNCTIONS[name](argument))
+        value = _bounded(_FUNCTIONS[name](self.argument()))
         if base:
             value /= _mp.log10(int(base))
         return _power(value, exponent)
@@ -490,8 +487,8 @@ class _Parser:
 
 
 @functools.lru_cache(100_000)
-def _values(text: str) -> tuple[Number, ...]:
-    r"""The value of an expression at each of POINTS; empty where the parser cannot read it.
+def _values(text: str, points: tuple = POINTS) -> tuple[Number, ...]:
+    r"""The value of an expression at each point; empty where the parser cannot read it.
 
     >>> _values("1+1/2 - 10^{-2}")[0], _values("1,2")
     (Fraction(149, 100), ())
@@ -499,7 +496,7 @@ def _values(text: str) -> tuple[Number, ...]:
     if re.search(r"\.\d{60}", text):  # no decimal is as long as a computed value
         return ()
     values = []
-    for point in POINTS:
+    for point in points:
         parser = _Parser(text, point)
         try:
             values.append(parser.sum())
@@ -508,7 +505,7 @@ def _values(text: str) -> tuple[Number, ...]:
         if parser.tokens:
             return ()
         if not parser.has_letters:
-            return (values[0],) * len(POINTS)
+            return (values[0],) * len(points)
     return tuple(values)
 
 
@@ -521,7 +518,7 @@ def _close(a: Number, b: Number) -> bool:
 
 def _is_number(text: str) -> bool:
     """The text has a value that does not depend on a letter."""
-    return len(set(_values(text))) == 1
+    return len(set(_values(text, POINTS[:2]))) == 1
 
 
 # -- units: a unit may be missing, but two units must be the same -------------------------------
@@ -597,7 +594,6 @@ def _same_unit(a: tuple, b: tuple) -> bool:
 
 MAX_CHARS = 500  # the longest reference answer of MATH has 159; longer ones compare as strings
 _PERCENT = (("percent", "1"),)
-_QUARTERS = (("quarter", "1"),)
 _WORDS = re.compile(r"(?=.*[a-zA-Z]{3}|[A-Z]{2}$)[a-zA-Z][a-zA-Z0-9 .'-]*")
 _IN_A_BASE = re.compile(r"(?=[^_]*\d)[0-9A-Z.-]+_(?:\w|\{\w+\})")
 _HAS_RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|in)(?![a-z])")
@@ -620,22 +616,27 @@ def _same_leaf(p: str, g: str) -> bool:
         return False
     if p_unit == g_unit or _PERCENT not in (p_unit, g_unit):
         # In a gold, quarters may be coins. In an answer to a plain number they are fourths.
-        fourths = p_unit == _QUARTERS and not g_unit
+        fourths = "quarter" in dict(p_unit) and not g_unit
         return (p == g and not fourths) or _same_value(p, g, Fraction(1, 4 if fourths else 1))
     # 50% is 1/2, and it is 50; but 2/3 is no percentage.
-    is_share = any(abs(value) < 1 for value in _values(g)[:1])
+    is_share = any(abs(value) < 1 for value in _values(g, POINTS[:1]))
     scale = Fraction(1, 100) if p_unit == _PERCENT else Fraction(100)
     return _same_value(p, g, scale) or (not is_share and _same_value(p, g, Fraction(1)))
 
 
 def _same_value(p: str, g: str, scale: Fraction) -> bool:
     """scale * p = g, whatever their letters stand for."""
-    p, g = (_values(re.sub(r"^(\d+):(\d+)$", r"\1/\2", x)) for x in (p, g))
-    for point, a, b in zip(POINTS, p, g):
-        outside = point > 1 and (_mp.im(a) or _mp.im(b))  # a root or logarithm of a negative letter
-        if not outside and not _close(scale * a, b):
+    p, g = (re.sub(r"^(\d+):(\d+)$", r"\1/\2", x) for x in (p, g))
+    for points in (POINTS[:1], POINTS):  # most wrong values differ at the first
+        p_values, g_values = _values(p, points), _values(g, points)
+        if not p_values or not g_values:
             return False
-    return bool(p and g)
+        for point, a, b in zip(points, p_values, g_values):
+            # A root or logarithm of a negative letter has several values.
+            outside = point > 1 and (_mp.im(a) or _mp.im(b))
+            if not outside and not _close(scale * a, b):
+                return False
+    return True
 
 
 def _same_relation(p: str, g: str) -> bool:
@@ -664,7 +665,7 @@ def _same_named(p: Node, g: Node) -> bool:
         return _same_leaf(p.parts, g.parts)
     if any(x.name and _is_number(x.parts) for x in (p, g)):
         return False  # 2x = 10 is not yet x = 5
-    return _same_relation(*(f"{x.name}={x.parts}" if x.name else x.parts for x in (p, g)))
+    return _same_relation(*("=".join(filter(None, (x.name, x.parts))) for x in (p, g)))
 
 
 def _point(node: Node) -> Node:

@@ -313,6 +313,7 @@ OTHER = {
         r"9\frac{\text{m}}{\text{s}} | 9\frac{\text{m}}{\text{h}} | 9\frac{\text{s}}{\text{m}}",
     ],
     "subscripts": [r"a_{10} | a_{20} | a_1 | 10a", r"3x_1 | x_{13} | x_{31}"],
+    "commands are no words": [r"0 | f(\frac{x}{y}) = x - y", r"\sec x | \text{sec} x"],
     "points": [r"(3,-2) | x=-2, y=3 | x=3, x=-2 | x=3, y=-2, z=0 | 3, -2 | x=3 | x=3, u=-2"],
     "left sides": [
         r"5p+q | 8 = 5p+q | 5p+q = 8",
@@ -363,7 +364,7 @@ def test_quarters_are_coins_in_a_reference_and_fourths_in_an_answer():
     for pred, gold in [("12", "12 quarters"), ("12 quarters", r"12\text{ quarters}")]:
         assert answers_match(pred, gold, "math")
     assert answers_match(r"3\text{ quarters}", "0.75", "math")
-    for pred in ("3 quarters", r"3\text{ quarter cups}", "3 quarters full"):
+    for pred in ("3 quarters", r"3\text{ quarter cups}", "3 quarters full", "3 cubic quarters"):
         assert not answers_match(pred, "3", "math")
 
 
