@@ -358,6 +358,7 @@ _MAX_FACTORIAL = 1000
 
 _LEXER = re.compile(
     r"\\log_\{\w+\}"
+    r"|[fgh]\((?:[a-z]|-?\d+)\)"  # f(x) is as unknown as x, and f(2) is not 2 f(1)
     r"|(?:\\[a-zA-Z]+|[a-zA-Z])(?:_(?:\{[^{}]*\}|\w))?"  # a command or letter, its subscript
     r"|\d+\.?\d*|\.\d+"
     r"|\S"
@@ -459,7 +460,7 @@ class _Parser:
             return self.function(name, index.strip("{}"))
         if token in _CONSTANTS:
             return _CONSTANTS[token]
-        if name[-1].isalpha():
+        if name.lstrip("\\")[:1].isalpha():
             self.has_letters = True
             numbers = random.Random(f"{token} {self.point}")
             sign = {1: 1, 2: -1}.get(self.point) or numbers.choice((1, -1))

@@ -314,6 +314,7 @@ OTHER = {
     ],
     "subscripts": [r"a_{10} | a_{20} | a_1 | 10a", r"3x_1 | x_{13} | x_{31}"],
     "commands are no words": [r"0 | f(\frac{x}{y}) = x - y", r"\sec x | \text{sec} x"],
+    "functions": [r"0 | xf(y) - yf(x) | f(x) - g(x)", r"f(2) | 2f(1) | 2f", r"f(x)y | f(y)x"],
     "points": [r"(3,-2) | x=-2, y=3 | x=3, x=-2 | x=3, y=-2, z=0 | 3, -2 | x=3 | x=3, u=-2"],
     "left sides": [
         r"5p+q | 8 = 5p+q | 5p+q = 8",
