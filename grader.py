@@ -51,7 +51,7 @@ _LABEL = re.compile(
 )
 # A response that is a label, or a label and its text
 _BARE_LABEL = re.compile(
-    r"(?:(?i:option|choice)\s+)?\(?(?:[A-E1-5](?:[.):][^\n]*)?|[a-e][.)]*)", re.S
+    r"(?:(?i:option|choice)\s+)?\(?(?:[A-E1-5](?:[.):][^\n]*)?|[a-e][.)]*|(?<=\()[a-e]\)[^\n]*)"
 )
 # After the label another one: "A or B", "(A) rain, (B) snow"; not "(A), not (B)"
 _SECOND_LABEL = re.compile(

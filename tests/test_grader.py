@@ -436,6 +436,8 @@ EXTRACT = [
     ("arc", "#### E", "E"),
     ("arc", "The correct option is B.", "B"),
     ("arc", "The best choice is (d).", "D"),
+    ("arc", "(d) evaporation", "D"),
+    ("arc", "(d) heat, (A) light", None),
     ("arc", 'The answer is "B".', "B"),
     ("arc", "The answer is [B]", "B"),
     ("arc", "The answer is letter D", "D"),
