@@ -62,6 +62,7 @@ def neighbours(number: int) -> dict[str, int]:
 def distances(start: int) -> dict[int, int]:
     """The least number of moves from `start` to each number, by breadth-first search."""
     least = {start: 0}
+    # it grows while it is read
     queue = [start]
     for number in queue:
         for result in neighbours(number).values():
@@ -115,6 +116,7 @@ def reaches(response: str, gold: str) -> bool:
 
 def walk_query(start: int, goal: int, uid: str, solution: str = "") -> Query:
     """The question `START > GOAL :`."""
+    # a grader sees the gold alone, so all that makes a walk right stands in it
     gold = f"{start} > {goal} in {distances(start)[goal] + SLACK}"
     return Query(uid, f"{start} > {goal} :", gold, solution)
 
@@ -264,7 +266,7 @@ def draw_story(rng: random.Random, max_ops: int, uid: str, slip: float = 0.0) ->
     # until everyone is needed, so that no step of a solution is idle
     while not operands.issuperset(names[:-1]):
         story = _draw(rng, names)
-        operands = {word for words in story.values() for word in words}
+        operands = set().union(*story.values())
     as_read = dict(story)
     for name in names[1:]:
         if rng.random() < slip:

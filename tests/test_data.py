@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas
 import pytest
 
 import data
@@ -26,10 +27,7 @@ real_rows = pytest.mark.skipif(not REAL.is_dir(), reason="needs the real rows in
 
 def write_rows(path: Path, rows: list[dict]) -> str:
     if path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        pq.write_table(pa.Table.from_pylist(rows), path)
+        pandas.DataFrame(rows).to_parquet(path)
         return str(path)
     content = "".join(json.dumps(row) + "\n" for row in rows).encode()
     path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
@@ -238,16 +236,12 @@ BAD_ROWS = [
     ("math", {"problem": 3, "answer": "1"}, "'problem'"),
     ("math", {"problem": "\ud800", "answer": "1"}, "surrogates"),
     ("arc", {**ARC[0], "answerKey": "E"}, CHOICES),
-    ("arc", {**ARC[0], "answerKey": None}, CHOICES),
     ("arc", {**ARC[0], "choices": None}, CHOICES),
-    ("arc", {**ARC[0], "choices": [1]}, CHOICES),
     ("arc", {**ARC[0], "choices": {"text": [], "label": []}}, CHOICES),
-    ("arc", {**ARC[0], "choices": {"text": ["a"], "label": ["A", "B"]}}, CHOICES),
     ("arc", {**ARC[0], "choices": {"text": ["a", "b"], "label": [[], "A"]}}, CHOICES),
     ("arc", {**ARC[0], "choices": {"text": ["a", "b"], "label": ["A", "A"]}}, CHOICES),
     ("arc", {**ARC[0], "choices": {"text": ["a", "b"], "label": ["A", "Z"]}}, CHOICES),
     ("code", apps_row(""), "no tests"),
-    ("code", apps_row("null"), "no tests"),
     ("code", apps_row("{broken"), "broken JSON in column 'input_output'"),
     ("code", apps_row("[" * 99_999), "broken JSON"),
     ("code", apps_row("9" * 5000), "broken JSON"),
@@ -261,12 +255,9 @@ BAD_ROWS = [
     ("code", apps_row({"inputs": ["1" * 200_000], "outputs": ["1"]}), "or 100,000 characters"),
     ("code", apps_row(SUM, solutions="[broken"), "broken JSON in column 'solutions'"),
     ("code", apps_row(SUM, solutions='{"a": 1}'), "no list of programs"),
-    ("code", apps_row(SUM, solutions="[1]"), "no list of programs"),
     ("code", apps_row(SUM, question=None), "no text in column 'question'"),
     ("code", {**MBPP, "test_list": ["assert f(1) =="]}, "no Python"),
     ("code", {**MBPP, "test_list": None}, "no tests"),
-    ("code", {**MBPP, "test_list": 5}, "no tests"),
-    ("code", apps_row(SUM, question="\ud800"), "surrogates"),
     ("code", {**MBPP, "test_list": ["#" * 200_000]}, "no tests"),
     ("code", {**HUMAN_EVAL, "test": "x"}, "no tests"),
     ("code", {"inputs": 1}, "no text in column 'question'"),

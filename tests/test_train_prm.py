@@ -386,7 +386,7 @@ ERRORS = [
     ("--labels x", "--labels: invalid choice: 'x'"),
     ("--completions 0", "--completions 0"),
     ("--annotations none.jsonl", "no such file"),
-    ("--annotations org/labels-v1.2", "give local copies by --annotations"),
+    ("--annotations org/labels-v1.2", "or --annotations"),
     ("--annotations empty.jsonl", "empty.jsonl: the file holds no rows"),
     ("--method bstar", "--method"),
     ("--task code", "--task code: its reward is unit tests"),
