@@ -6,11 +6,11 @@ The tests run offline, on one core, without a GPU, whatever the machine has.
 import contextlib
 import dataclasses
 import io
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import traceback
 from pathlib import Path
 
 import pytest
@@ -95,26 +95,20 @@ def life(cwd: Path, flags: str, phase: str = "", at: float = 1.0, sig: int = sig
     returns  its exit code, negative for a signal, and what it printed
     """
     printed = cwd / "printed"
-    pid = os.fork()
-    if pid == 0:
+
+    def live() -> None:
+        os.chdir(cwd)
         sys.stdout = sys.stderr = open(printed, "w")
         sys.argv = ["bstar.py", *flags_of(flags)]
         signal.signal(signal.SIGINT, signal.default_int_handler)
         _end_in(phase, at, sig)
-        code = 1
-        try:
-            os.chdir(cwd)
-            data.run(bstar.main)
-            code = 0
-        except SystemExit as e:
-            code = e.code or 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status), printed.read_text()
+        data.run(bstar.main)
+
+    # a fork, since a new process would import torch again for each of many lives
+    child = multiprocessing.get_context("fork").Process(target=live)
+    child.start()
+    child.join()
+    return child.exitcode, printed.read_text()
 
 
 def _end_in(phase: str, at: float, sig: int) -> None:
