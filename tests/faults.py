@@ -17,6 +17,7 @@ import sys
 import tempfile
 import termios
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,42 +37,35 @@ class End(NamedTuple):
         return late or (name == self.phase and percent >= 100 * self.share)
 
 
-def start(cwd: str, flags: list[str]) -> tuple[subprocess.Popen, int]:
-    """The run as a process group of its own, and the terminal that it writes to."""
-    master, slave = pty.openpty()
+def live(cwd: str, flags: list[str], order: list[str], end: End | None = None):
+    """Exit code, phases, last bar before the signal, and output of one life of the run."""
+    terminal, slave = pty.openpty()
     termios.tcsetwinsize(slave, (24, 120))  # without a width there is no bar
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs inherit: ignored
     argv = [sys.executable, str(ROOT / "bstar.py"), *flags]
     p = subprocess.Popen(argv, cwd=cwd, stdout=slave, stderr=slave, process_group=0)
     os.close(slave)
-    return p, master
-
-
-def live(cwd: str, flags: list[str], order: list[str], end: End | None = None):
-    """Exit code, phases, last bar before the signal, and output of one life of the run."""
-    p, terminal = start(cwd, flags)
     text, phases, last_bar = "", [], ""
-    while True:
-        try:
+    with suppress(OSError):  # the other end is closed: the run has ended
+        while True:
             text += os.read(terminal, 1 << 16).decode(errors="replace")
-        except OSError:  # the other end is closed: the run has ended
-            break
-        for name, percent in BAR.findall(text[-2000:]):
-            if name not in phases and name != "score":
-                phases.append(name)
-            if end and not last_bar and end.is_due(name, int(percent), order):
-                time.sleep(random.random() * 0.3)
-                last_bar = f"{name} {percent} %"
-                send = os.killpg if end.sig == signal.SIGINT else os.kill
-                send(p.pid, end.sig)
+            for name, percent in BAR.findall(text[-2000:]):
+                if name not in phases and name != "score":
+                    phases.append(name)
+                if end and not last_bar and end.is_due(name, int(percent), order):
+                    time.sleep(random.random() * 0.3)
+                    last_bar = f"{name} {percent} %"
+                    # Ctrl-C goes to all of a terminal's processes, kill -9 to one
+                    send = os.killpg if end.sig == signal.SIGINT else os.kill
+                    send(p.pid, end.sig)
     os.close(terminal)
     return p.wait(), phases, last_bar, text
 
 
-def differences(whole: Path, broken: Path) -> tuple[int, list[str]]:
+def differing(whole: Path, broken: Path) -> tuple[int, list[str]]:
     """How many files the whole run left, and which of them differ."""
-    names = ["metrics.jsonl", "ledger.jsonl"]
-    names += [str(path.relative_to(whole)) for path in whole.glob("samples/*")]
+    paths = [whole / "metrics.jsonl", whole / "ledger.jsonl", *whole.glob("samples/*")]
+    names = [str(path.relative_to(whole)) for path in paths]
     return len(names), [x for x in names if (whole / x).read_bytes() != (broken / x).read_bytes()]
 
 
@@ -92,11 +86,11 @@ def main(argv: list[str] | None = None) -> list[End]:
             print(f"{i + 1}: {sig.name} at {last_bar}", flush=True)
             if code:  # else it was at its end, or Python dropped the interrupt in a destructor
                 ends.append(end)
-                told = sig == signal.SIGINT and "the same command goes on" in text
-                assert code == (130 if told else -signal.SIGKILL), (code, text[-200_000:])
+                stopped = sig == signal.SIGINT and "the same command goes on" in text
+                assert code == (130 if stopped else -signal.SIGKILL), (code, text[-200_000:])
         code, _, _, text = live(broken, flags, order)
         assert code == 0, text
-        n, differ = differences(Path(whole, "run"), Path(broken, "run"))
+        n, differ = differing(Path(whole, "run"), Path(broken, "run"))
     print(f"{len(ends)} of {args.kills} ended it; {n} files, {len(differ)} differ {differ or ''}")
     assert not differ and n > 2 and len(ends) > 0.7 * args.kills
     return ends

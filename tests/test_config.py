@@ -78,19 +78,17 @@ def test_a_fixed_temperature_or_tau_is_a_grid_of_one():
 def test_with_a_binary_reward_tau_has_no_say():
     """r is 0 or 1: every tau in [0, 1) selects the same, so the decision is one of T alone."""
     rng, cfg = np.random.default_rng(5), parse("--task arc")
-    p = rng.beta(1, 1, (40, 1))
-    correct = np.stack([rng.random((40, 32)) < p ** (1 + abs(T - 0.7)) for T in np.arange(8) / 10])
-    text = np.broadcast_to(np.arange(32), correct.shape)
-    arrays = zip(correct.astype(float), correct, text)
-    by_T = [metrics.Outcomes(*at_T) for at_T in arrays]
-    line = metrics.decide(by_T, cfg.temperature_grid, cfg.tau_grid, n_star=30)
-    surface = np.array(line["surface"])
+    correct = rng.random((8, 40, 32)) < rng.beta(1, 1, (8, 40, 1))
+    pool = correct.astype(float), correct, np.broadcast_to(np.arange(32), correct.shape)
+    by_T = [metrics.Outcomes(*arrays) for arrays in zip(*pool)]
+    both = metrics.decide(by_T, cfg.temperature_grid, cfg.tau_grid, n_star=30)
+    surface = np.array(both["surface"])
     ties = [i for i, tau in enumerate(cfg.tau_grid) if 0 <= tau < 1]
     assert len(ties) == 10 and (surface[:, ties] == surface[:, ties[:1]]).all()
     assert (surface[:, 0] < surface[:, ties[0]]).all() and not surface[:, -1].any()
     alone = metrics.decide(by_T, cfg.temperature_grid, [0.0], n_star=30)
-    assert line["temperature"] == alone["temperature"] and 0 <= line["tau"] < 1
-    assert line["qe"] == pytest.approx(alone["qe"])
+    assert both["temperature"] == alone["temperature"] and 0 <= both["tau"] < 1
+    assert both["qe"] == pytest.approx(alone["qe"])
 
 
 def test_a_grid_is_made_of_decimals_and_may_start_below_zero():

@@ -63,13 +63,14 @@ def run(cwd: Path, n: int, *args) -> Path:
     return cwd
 
 
-def kill_in(p: subprocess.Popen, cwd: Path, phase: str, rank: int | None) -> None:
+def kill_in(phase: str, cwd: Path, rank: int | None) -> None:
     """kill -9 of a rank, or of torchrun, when a phase has begun; checks that all end."""
+    p = start(cwd, 2)
     while phase not in (cwd / "err").read_text():
         assert p.poll() is None, (cwd / "err").read_text()[-3000:]
         time.sleep(0.02)
-    workers = Path(f"/proc/{p.pid}/task/{p.pid}/children").read_text().split()
-    workers = sorted(map(int, workers))
+    children = Path(f"/proc/{p.pid}/task/{p.pid}/children").read_text()
+    workers = sorted(map(int, children.split()))
     os.kill(p.pid if rank is None else workers[rank], signal.SIGKILL)
     assert finish(p, cwd) != 0
     ended = time.monotonic() + 60
@@ -120,8 +121,8 @@ def test_two_processes_do_what_one_does_and_the_death_of_any_ends_all(one, tmp_p
     assert policy["architectures"] == ["LlamaForCausalLM"]
 
     broken = beside(one, tmp_path / "broken")
-    kill_in(start(broken, 2), broken, "train 1", rank=1)
-    kill_in(start(broken, 2), broken, "train 2", rank=None)
+    kill_in("train 1", broken, rank=1)
+    kill_in("train 2", broken, rank=None)
     lines = [(cwd / "run/metrics.jsonl").read_text().splitlines() for cwd in (two, broken)]
     assert lines[1] == lines[0][:2]  # the same bits
     check_equal(one, run(broken, 1))  # alone from here

@@ -47,7 +47,7 @@ def test_settings_of_memory_may_change_after_a_full_gpu(tmp_path):
 def test_a_start_that_failed_does_not_hold_its_folder(tmp_path):
     for K in (5, 6):
         Run(tiny(f"--out {tmp_path} --K {K}"))
-    assert json.loads((tmp_path / "config.json").read_text())["K"] == 6
+    assert '"K": 6' in (tmp_path / "config.json").read_text()
 
 
 def test_two_processes_on_one_folder(tmp_path):
@@ -93,11 +93,16 @@ def test_a_run_goes_on_to_more_iterations_where_each_has_its_schedule(tmp_path):
         begun(tmp_path / "b", "--method online-rft --num-iters 3")
 
 
+def change_config(folder: Path, **changes) -> None:
+    """config.json as an earlier version could have left it; None takes a setting out."""
+    config = json.loads((folder / "config.json").read_text()) | changes
+    known = {name: value for name, value in config.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(known))
+
+
 def test_a_setting_that_an_earlier_version_did_not_know_has_its_default(tmp_path):
     begun(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    del config["max_repeats"]
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    change_config(tmp_path, max_repeats=None)
     begun(tmp_path)
     with pytest.raises(UserError, match="max_repeats 0.0 -> 6.0"):
         begun(tmp_path, "--max-repeats 6")
@@ -105,8 +110,7 @@ def test_a_setting_that_an_earlier_version_did_not_know_has_its_default(tmp_path
 
 def test_a_setting_that_nothing_reads_may_differ(tmp_path):
     begun(tmp_path, "--method sft")
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"num_iters": 77, "K": 77}))
+    change_config(tmp_path, num_iters=77, K=77)
     begun(tmp_path, "--method sft")
 
 
@@ -202,10 +206,8 @@ def test_code_fails_closed_before_anything_is_loaded(tmp_path):
     assert p.returncode == 2 and p.stderr.count("\n") == 1
     assert "apt-get install libseccomp2" in p.stderr and "--unsafe-code" in p.stderr
     with pytest.raises(UserError, match="no such file: none.jsonl"):
-        bstar.main(
-            f"{' '.join(ask[2:])} --unsafe-code --train-file none.jsonl "
-            f"--test-file none.jsonl --out {tmp_path}/run".split()
-        )
+        files = ["--train-file", "none.jsonl", "--test-file", "none.jsonl"]
+        bstar.main([*ask[2:], "--unsafe-code", *files, "--out", f"{tmp_path}/run"])
 
 
 # -- will it fit ----------------------------------------------------------------------------------
@@ -249,11 +251,6 @@ def test_the_preflight_refuses_what_cannot_fit_and_names_the_flag(
     monkeypatch.setattr(runs, "host_memory", lambda: 64 << 30)
     with pytest.raises(UserError, match=message):
         preflight(parse_config(f"{model} --preflight {flags}".split()))
-
-
-def test_a_toy_has_no_preflight():
-    with pytest.raises(UserError, match="it needs a --model .*a toy's takes 1 GiB"):
-        preflight(tiny("--preflight"))
 
 
 def test_no_room_on_the_disk_is_told_at_the_start(model, monkeypatch):
