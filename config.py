@@ -392,8 +392,6 @@ def check_reward(cfg: Config) -> None:
             "--reward answer+oracle: only a toy's steps can be checked exactly, "
             f"not those of --task {cfg.task}"
         )
-    if cfg.reward == "answer+prm" and cfg.task in toy.BASES.keys() - toy.CHECKERS.keys():
-        raise UserError("--reward answer+prm: a walk is one step for a PRM; take --task stories")
     tested = PRESETS[cfg.task].get("reward") == "tests"
     if tested != (cfg.reward == "tests"):
         rewarded_by = "unit tests" if tested else "answers"

@@ -519,13 +519,14 @@ def watch_prm(queries: list[Query], pool: Groups, tau: float, check: Check = Non
         "min_last": _share(last == lowest),
     }
     if check is not None:
-        sound = np.array([s.sound for s in samples])
-        row["auc_sound"] = auc(lowest, sound)
         scores, truth = [], []
         for question, s in zip(questions, samples):
             scores += s.steps
             truth += step_truth(check(question, s.response), len(s.steps))
         row["step_auc"] = auc(scores, truth)
+    if samples[0].sound is not None:
+        sound = np.array([s.sound for s in samples])
+        row["auc_sound"] = auc(lowest, sound)
         row["false_admitted"] = _share(admitted[correct & ~sound])
     return {f"prm/{name}": value for name, value in row.items()}
 

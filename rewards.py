@@ -18,7 +18,7 @@ import numpy as np
 import ranks
 from data import Query, Sample, UserError, check_hub, hub_reason, micro_batches, progress, text_ids
 from grader import extract_answer, grade
-from toy import CHECKERS
+from toy import CHECKERS, LUCKY, STEPS
 
 # -- the reward ------------------------------------------------------------------------------------
 
@@ -90,12 +90,12 @@ def judge(
 
     correct = ranks.dealt(right, texts, golds, questions)
     scores = prm.score(questions, texts) if prm else [[] for _ in texts]
-    check = CHECKERS.get(task)
     for s, question, ok, steps in zip(responses, questions, correct, scores, strict=True):
         s.pred = extract_answer(s.response, task)
         s.correct = ok
-        if check:
-            verdicts = check(question, s.response)
+        if task in LUCKY or reward == "answer+oracle":
+            verdicts = CHECKERS[task](question, s.response)
+        if task in LUCKY:
             s.sound = ok and all(verdicts)
         if reward == "answer+oracle":  # in a PRM's place: the ceiling to compare one with
             steps = list(map(float, verdicts))
@@ -128,16 +128,19 @@ ENDS = [
     r"(?<!\s)[^\S\n]*+\n\s*+(?![a-z]|\\\[|\\begin|\$\$)",
     r"(?<=[.!?])(?= +[A-Z$\\])",
     r"(?<=[.!?][$)])(?= +[A-Z$\\])",
-    r" ;(?= )",  # the toys'
+    r" ;(?= )",  # the stories'
 ]
 STEP_END = re.compile(f"{'|'.join(FORMULAS)}|(?P<end>{'|'.join(ENDS)})", re.S)
 
 
-def step_ends(text: str) -> list[int]:
-    r"""Where each step of a solution ends: a new line, a sentence's end, the toys' " ;"   [App. A]
+def step_ends(text: str, task: str = "") -> list[int]:
+    r"""Where each step of a solution ends: a new line, a sentence's end, stories' " ;"   [App. A]
 
     A formula ($, $$, \[ \], \( \), \begin \end, [asy]) is never cut; the last step ends the text.
+    The tasks of toy.STEPS have a rule of their own.
     """
+    if task in STEPS:
+        return [step.end() for step in STEPS[task].finditer(text)]
     cuts, start = [], 0
     for match in STEP_END.finditer(text):
         if match["end"] is not None:
@@ -152,15 +155,17 @@ def step_ends(text: str) -> list[int]:
     return cuts
 
 
-def split_steps(text: str) -> list[str]:
+def split_steps(text: str, task: str = "") -> list[str]:
     r"""The steps of a solution, without the white space and " ;" between them   [App. A]
 
     >>> split_steps("3 boxes hold $1.5. X$ each. So $x = 4.5$.\n#### 4.5")
     ['3 boxes hold $1.5. X$ each.', 'So $x = 4.5$.', '#### 4.5']
     >>> split_steps("Cid = Ida * 6 = 5 * 6 = 0 ; # 0")
     ['Cid = Ida * 6 = 5 * 6 = 0', '# 0']
+    >>> split_steps("+7 10 *2 20", "walk")
+    ['+7 10', '*2 20']
     """
-    ends = step_ends(text)
+    ends = step_ends(text, task)
     return [text[a:b].strip().removesuffix(" ;") for a, b in zip([0, *ends], ends)]
 
 
@@ -276,16 +281,21 @@ PRM_FORMATS = {
 class PRM:
     """A process reward model: p_j = P(steps 1..j are right | query)   [Sec. 2.3, App. A]"""
 
-    def __init__(self, model, tokenizer, kind: str = "own", token_budget: int = 16384):
+    def __init__(
+        self, model, tokenizer, kind: str = "own", token_budget: int = 16384, task: str = ""
+    ):
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.format = PRM_FORMATS[kind]
         self.budget = token_budget
+        self.task = task  # whose steps it scores
         longest = getattr(model.config, "max_position_embeddings", 1 << 30)
         self.limit = min(longest, tokenizer.model_max_length)
 
     @classmethod
-    def load(cls, path: str | Path, kind: str = "own", token_budget: int = 16384) -> PRM:
+    def load(
+        cls, path: str | Path, kind: str = "own", token_budget: int = 16384, task: str = ""
+    ) -> PRM:
         """A PRM from a folder or the hub, bfloat16 on a GPU; raises UserError where it is none."""
         import torch
         import transformers
@@ -309,7 +319,7 @@ class PRM:
             fault = f"it has no two-label head of --prm-format {kind}"
         if fault:
             raise UserError(f"--prm {path}: {fault}; the formats are {', '.join(PRM_FORMATS)}")
-        return cls(model, tokenizer, kind, token_budget)
+        return cls(model, tokenizer, kind, token_budget, task)
 
     def encode(self, query: str, steps: list[str]) -> tuple[list[int], list[int]]:
         """ids (L,) of query and steps, and the place of each step's score."""
@@ -353,7 +363,7 @@ class PRM:
         """
         scores, rows, n_mixed = {}, [], 0  # the lists in scores are filled in below
         for query, response in dict.fromkeys(zip(queries, responses, strict=True)):
-            steps = split_steps(response)
+            steps = split_steps(response, self.task)
             ids, places = self.encode(query, steps)
             of_steps = scores[query, response] = [0.0] * max(1, len(steps))
             if len(places) == len(steps):

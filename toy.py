@@ -111,6 +111,37 @@ def reaches(response: str, gold: str) -> bool:
     return len(moves) <= int(allowed) and all(moves) and response.split()[-1:] == [goal]
 
 
+def check_route(text: str, response: str) -> list[bool]:
+    """For each move of a walk: it is right, and the goal can still be reached in time.
+
+    This is what a perfect PRM knows of a prefix: whether any completion of it is a right answer.
+
+    >>> check_route("3 > 17 :", "+7 10 +3 13 +3 16 *2 32")  # 4 moves at most; 26 would lead there
+    [True, True, False, False]
+    """
+    start, _, goal, _ = text.split()
+    number, goal = int(start), int(goal)
+    left = distances(number)[goal] + SLACK
+    visited = {number}
+    moves = check_walk(text, response)
+    for at, written in enumerate(response.split()[1::2]):
+        if not moves[at]:
+            break
+        visited.add(int(written))
+        moves[at] = can_reach(int(written), goal, left - at - 1, visited)
+    return moves
+
+
+def can_reach(number: int, goal: int, left: int, visited: set[int]) -> bool:
+    """Whether at most `left` moves lead from a number to the goal, and no number occurs twice."""
+    if number == goal:
+        return left >= 0
+    if goal in visited or distances(number).get(goal, TOP) > left:
+        return False
+    fresh = [result for result in neighbours(number).values() if result not in visited]
+    return any(can_reach(result, goal, left - 1, visited | {result}) for result in fresh)
+
+
 # -- walks: questions and texts --------------------------------------------------------------------
 
 
@@ -430,4 +461,8 @@ def make_tiny_llama(folder: Path, words: list[str], seed: int, layers: int = 2) 
 # -- tables: task -> ... ---------------------------------------------------------------------------
 
 BASES = {"walk": walk_base, "stories": story_base}  # how its base model is made
-CHECKERS = {"stories": check_story}  # (question, response) -> whether each step is right
+STEPS = {"walk": re.compile(r"\S+(?:\s+\S+)?")}  # a move and its number: one step of a solution
+
+# (question, response) -> whether each step is right
+CHECKERS = {"walk": check_route, "stories": check_story}
+LUCKY = {"stories"}  # an answer can be right and a step of it wrong; no walk can

@@ -43,7 +43,7 @@ from config import Config, opt
 from data import Query, UserError
 from rewards import PRM
 from runs import Setup
-from toy import CHECKERS
+from toy import CHECKERS, STEPS
 
 
 @dataclass
@@ -63,9 +63,17 @@ class PRMConfig(Config):
 
 
 # A toy's first checkpoint hardly ever solves a question in earnest, and a PRM that has seen its
-# solutions alone calls every sound end unlikely: so all checkpoints solve.
-TOY = dict(solvers="all", prm_queries=2000, solutions=2, completions=4, prm_lr=2e-3, separator=";")
-PRESETS = config.PRESETS | {task: {**config.PRESETS[task], **TOY} for task in CHECKERS}
+# solutions alone calls every sound end unlikely: so all checkpoints solve. A walk's step is good as
+# long as anything can follow, which the SFT model seldom finds: so it tries often, and cool.
+TOYS = {
+    "walk": dict(
+        solvers="all", solutions=2, completions=128, prm_lr=1e-3, separator="", temperature=0.5
+    ),
+    "stories": dict(
+        solvers="all", prm_queries=2000, solutions=2, completions=4, prm_lr=2e-3, separator=";"
+    ),
+}
+PRESETS = config.PRESETS | {task: {**config.PRESETS[task], **TOYS[task]} for task in TOYS}
 
 # no flags here
 OF_THE_LOOP = """method reward prm prm_format offload_optimizer num_iters queries_per_iter K
@@ -105,7 +113,8 @@ def annotate(
         query, text = prefixes[-1]
         shares = [share.get(prefix, 0.0) for prefix in prefixes[:-1]]
         shares.append(float(ok and all(shares)))  # a whole solution is right or not
-        row = {"query": query.id, "prompt": query.text, "completions": rewards.split_steps(text)}
+        steps = rewards.split_steps(text, cfg.task)
+        row = {"query": query.id, "prompt": query.text, "completions": steps}
         row |= {"share": shares, "labels": [x > 0 for x in shares], "correct": ok}
         rows.append(row)
     lines = "\n".join(map(json.dumps, rows))
@@ -134,12 +143,12 @@ def solve(setup: Setup, starts: list, queries: list[Query], cfg: PRMConfig) -> l
             for s in group:
                 if s.finish_reason == "stop" and s.response.strip():
                     whole[Prefix(query, s.response)] = None
-    return [steps_of(query, text) for query, text in whole]
+    return [steps_of(query, text, cfg.task) for query, text in whole]
 
 
-def steps_of(query: Query, text: str) -> list[Prefix]:
+def steps_of(query: Query, text: str, task: str = "") -> list[Prefix]:
     """A solution up to the end of each step."""
-    return [Prefix(query, text[:end]) for end in rewards.step_ends(text)]
+    return [Prefix(query, text[:end]) for end in rewards.step_ends(text, task)]
 
 
 def complete(
@@ -414,11 +423,12 @@ def evaluate(
     return {key.removeprefix("prm/"): value for key, value in watched.items()}
 
 
-def labels_worth(rows: list[dict], check) -> dict:
+def labels_worth(rows: list[dict], task: str) -> dict:
     """labels_agree: how many hard labels equal the exact truth; labels_auc: the share's AUC."""
     hard, share, truth = [], [], []
+    joint = " " if task in STEPS else " ; "
     for row in rows:
-        right = check(row["prompt"], " ; ".join(row["completions"]))
+        right = CHECKERS[task](row["prompt"], joint.join(row["completions"]))
         hard += row["labels"]
         share += row["share"]
         truth += metrics.step_truth(right, len(row["labels"]))
@@ -453,7 +463,7 @@ def check(cfg: Config) -> None:
 
 def load(cfg: Config, setup: Setup) -> PRM:
     """The run's PRM: --prm, or the task's own, which is made now where there is none."""
-    return PRM.load(cfg.prm or ready(cfg, setup), cfg.prm_format, cfg.token_budget)
+    return PRM.load(cfg.prm or ready(cfg, setup), cfg.prm_format, cfg.token_budget, cfg.task)
 
 
 def ready(
@@ -467,7 +477,8 @@ def ready(
     """
     if not isinstance(cfg, PRMConfig):
         preset = {k: v for k, v in PRESETS[cfg.task].items() if k not in vars(cfg)}
-        cfg = PRMConfig(**{**vars(cfg), **preset, "temperature": None})
+        preset["temperature"] = PRESETS[cfg.task].get("temperature")  # not the run's
+        cfg = PRMConfig(**{**vars(cfg), **preset})
     stages = 1 if rows else cfg.sft_epochs // max(1, cfg.start_epoch)
     starts = trainer.sft(cfg, setup.base, setup.human, setup.tokenizer, stages)
 
@@ -507,10 +518,10 @@ def make(setup: Setup, starts: list, rows: list[dict] | None, cfg: PRMConfig, ou
 
     if (out / "completions.json").exists():
         row["completions"] = json.loads((out / "completions.json").read_text())
-    prm = PRM.load(out / "prm", "own", cfg.token_budget)
+    prm = PRM.load(out / "prm", "own", cfg.token_budget, cfg.task)
     row |= evaluate(setup, starts[0], picked[n : n + 200], cfg, prm)
     if cfg.task in CHECKERS and "share" in rows[0]:
-        row |= labels_worth(rows, CHECKERS[cfg.task])
+        row |= labels_worth(rows, cfg.task)
     trainer.write(out / "prm.json", (json.dumps(row) + "\n").encode())
     shutil.rmtree(out / "parts", ignore_errors=True)
     setup.engine.parts = run_parts
