@@ -1,8 +1,9 @@
 """The experiments on number walks: runs what is missing, one run after the other.
 
-    results/walk/PLAN.md -> bstar.main -> results/walk/runs.jsonl, one line a run
+    results/walk/PLAN.md -> bstar.main -> results/walk/{runs,tau}.jsonl, one line a run
 
     python results/walk.py             all that the plan names, in its order
+    python results/walk.py tau         its second part: tau with a learned PRM, systematic errors
     python results/walk.py --list      what is missing
 
 It can be killed at any time, and the same command goes on. Each run is a child process of its own
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import sys
 import time
@@ -24,22 +26,29 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np  # noqa: E402
+
 import bstar  # noqa: E402
 import metrics  # noqa: E402
 import rewards  # noqa: E402
 import toy  # noqa: E402
+import train_prm  # noqa: E402
 from config import Config, parse_config  # noqa: E402
 from runs import Setup, set_up  # noqa: E402
+from toy import careless  # noqa: E402
 from trainer import load_policy, sft  # noqa: E402
 
-LINES = ROOT / "results" / "walk" / "runs.jsonl"
+HERE = ROOT / "results" / "walk"
 COMMON = ("--task", "walk", "--eval-samples", "0", "--eval-queries", "800")
 SAMPLED = 400  # test questions that the last policy is sampled on
 PHASES = ("balance", "gen", "score", "train", "eval")
 
 
 class Run(NamedTuple):
-    """One run: its variant's name and flags, its seed, the share of wrong words in the SFT set."""
+    """One run: its variant's name and flags, its seed, the share of wrong words in the SFT set.
+
+    Of a variant "off by one ..." the share is 1, of the numbers after +7.
+    """
 
     name: str
     flags: tuple[str, ...]
@@ -78,8 +87,22 @@ LAW = {**FIRST, "bstar cap 6": CAP}
 LAST = {f"{name} cap 6": flags + CAP for name, flags in FIXED.items()}
 
 
+PRM = ("--reward", "answer+prm")
+TAU = {
+    "prm online-rft": PRM + ONLINE,
+    "prm bstar": PRM,
+    "prm tau alone": (*PRM, "--temperature", "1.0"),
+    "prm T alone": (*PRM, "--tau", "0.0"),
+    "prm tau 0.4": (*PRM, *ONLINE, "--tau", "0.4"),
+    "prm tau 0.9": (*PRM, *ONLINE, "--tau", "0.9"),
+    "prm cubed": PRM,
+}
+T_BALANCED = {f"prm tau {tau}, T balanced": (*PRM, "--tau", tau) for tau in ("0.4", "0.9")}
+OFF_BY_ONE = {f"off by one {name}": flags for name, flags in LAW.items()}
+
+
 def plan() -> list[Run]:
-    """Every run, in the plan's order; one that stands there twice counts once."""
+    """Every run of the first part, in the plan's order; one that stands there twice counts once."""
     runs = []
     for seed in range(1, 9):
         runs += [Run(name, flags, seed) for name, flags in FIRST.items()]
@@ -93,17 +116,32 @@ def plan() -> list[Run]:
     return list({run.key: run for run in runs}.values())
 
 
-def missing() -> list[Run]:
-    """The runs of the plan that have no line yet."""
-    lines = metrics.read_jsonl(LINES)
+def tau_plan() -> list[Run]:
+    """Every run of the second part, in the plan's order."""
+    runs = []
+    for seed in range(1, 9):
+        runs += [Run(name, flags, seed) for name, flags in TAU.items()]
+        if seed <= 4:
+            runs += [Run(name, flags, seed, 1.0) for name, flags in OFF_BY_ONE.items()]
+    for name, flags in T_BALANCED.items():
+        runs += [Run(name, flags, seed) for seed in range(1, 9)]
+    return runs
+
+
+PLANS = {"runs": plan, "tau": tau_plan}  # part -> its runs; their lines stand in PART.jsonl
+
+
+def missing(part: str) -> list[Run]:
+    """The runs of a part of the plan that have no line yet."""
+    lines = metrics.read_jsonl(HERE / f"{part}.jsonl")
     done = {Run(line["name"], (), line["seed"], line["careless"]).key for line in lines}
-    return [run for run in plan() if run.key not in done]
+    return [run for run in PLANS[part]() if run.key not in done]
 
 
 # -- one run --------------------------------------------------------------------------------------
 
 
-def do(run: Run) -> None:
+def do(run: Run, lines: Path) -> None:
     """One run from its start, or from where it was stopped, to its line; for a child process."""
     start = time.perf_counter()
     out = run.folder
@@ -114,13 +152,17 @@ def do(run: Run) -> None:
     toy.CARELESS = run.careless
     if run.name == "two steps":
         bstar.draw_queries = in_two_steps(bstar.draw_queries)
+    if run.name == "prm cubed":
+        metrics.query_effect = cubed
+    if run.name.startswith("off by one"):
+        toy.careless = off_by_one
 
     argv = [*COMMON, *run.flags, "--seed", str(run.seed), "--out", str(out)]
     bstar.main(argv)
     last = {}
     if run.careless == 0.2:
         last = at_the_end(parse_config(argv), out / "policy")
-    append(record(run, out, last, time.perf_counter() - start))
+    append(record(run, out, last, time.perf_counter() - start), lines)
     shutil.rmtree(out)
 
 
@@ -134,6 +176,21 @@ def in_two_steps(draw_queries: Callable) -> Callable:
     return draw
 
 
+def cubed(n_sel, n_correct, n_star: int) -> np.ndarray:
+    """min(n' / n*, 1) * (n' / n)^3: Eq. 2 with a higher price on wrong answers."""
+    precision = np.asarray(n_correct, float) / np.maximum(n_sel, 1)
+    return np.minimum(np.asarray(n_correct) / n_star, 1) * precision**3
+
+
+def off_by_one(words: list[str], share: float, rng: random.Random) -> list[str]:
+    """The words of a walk; unless share is 0, each number after +7 is one too high."""
+    written = careless(words, 0.0, rng)  # as it draws from rng, too: the base's texts stay
+    for at in range(1, len(words), 2):
+        if share and words[at - 1] == "+7":
+            written[at] = str(min(int(words[at]) + 1, toy.TOP))
+    return written
+
+
 def at_the_end(cfg: Config, policy: Path) -> dict:
     """The last policy's numbers at T = 1; for sft also those of iteration 0's policy."""
     setup = set_up(cfg)
@@ -141,6 +198,9 @@ def at_the_end(cfg: Config, policy: Path) -> dict:
     if cfg.method == "sft":
         [first] = sft(cfg, setup.base, setup.human, setup.tokenizer, stages=1)
         numbers["start"] = sampled(cfg, setup, first, "start")
+    if cfg.reward == "answer+prm":
+        folder = train_prm.ready(cfg, setup).parent
+        numbers["prm"] = json.loads((folder / "prm.json").read_text())
     return numbers
 
 
@@ -149,7 +209,7 @@ def sampled(cfg: Config, setup: Setup, model: Path, name: str) -> dict:
     queries = setup.splits.tests["walk"][:SAMPLED]
     with setup.engine.awake(load_policy(cfg, model)) as draw:
         groups = draw(queries, 32, 1.0, name)
-    rewards.score(queries, groups, cfg.task, cfg.reward)
+    rewards.score(queries, groups, cfg.task, "answer")
     row = metrics.of_samples(groups, groups, 32, 4)
     return {
         "pass@32": row["pass@32"],
@@ -169,12 +229,15 @@ def record(run: Run, out: Path, last: dict, seconds: float) -> dict:
         if row["phase"] in total:
             total[row["phase"]] += row["seconds"]
     total["all"] = seconds
+    rows = metrics.read_jsonl(out / "metrics.jsonl")
+    for row in rows:
+        row.pop("prm/calibration", None)  # 30 numbers
     return {
         "name": run.name,
         "seed": run.seed,
         "careless": run.careless,
         "config": json.loads((out / "config.json").read_text()),
-        "metrics": metrics.read_jsonl(out / "metrics.jsonl"),
+        "metrics": rows,
         "ledger": [short(decision) for decision in metrics.read_jsonl(out / "ledger.jsonl")],
         "seconds": {phase: round(s, 1) for phase, s in total.items()},
         "last": last,
@@ -182,18 +245,20 @@ def record(run: Run, out: Path, last: dict, seconds: float) -> dict:
 
 
 def short(decision: dict) -> dict:
-    """A line of the ledger with the surface at tau = 0 alone; r is 0 or 1, so no tau differs."""
-    at = decision["taus"].index(0.0)
-    kept = ("iter", "temperature", "qe", "interval", "yield", "unique")
+    """A line of the ledger with two lines of its surface: at the chosen tau, at the chosen T."""
+    i = decision["temperatures"].index(decision["temperature"])
+    j = decision["taus"].index(decision["tau"])
+    kept = ("iter", "temperature", "tau", "qe", "interval", "yield", "unique")
     line = {key: decision[key] for key in kept}
-    line["surface"] = [round(row[at], 4) for row in decision["surface"]]
+    line["surface"] = [round(row[j], 4) for row in decision["surface"]]
+    line["over tau"] = [round(qe, 4) for qe in decision["surface"][i]]
     return line
 
 
-def append(line: dict) -> None:
-    """Adds a line to LINES; a line that a kill has torn is ended first."""
-    torn = LINES.exists() and not LINES.read_bytes().endswith(b"\n")
-    with open(LINES, "a", encoding="utf-8") as f:
+def append(line: dict, path: Path) -> None:
+    """Adds a line to a file; a line that a kill has torn is ended first."""
+    torn = path.exists() and not path.read_bytes().endswith(b"\n")
+    with open(path, "a", encoding="utf-8") as f:
         if torn:
             f.write("\n")
         f.write(json.dumps(line) + "\n")
@@ -207,23 +272,28 @@ def append(line: dict) -> None:
 def main() -> None:
     """Runs what is missing, or lists it."""
     os.chdir(ROOT)
+    parts = [part for part in PLANS if part in sys.argv] or list(PLANS)
     if "--list" in sys.argv:
-        for run in missing():
-            print(run.key)
+        for part in parts:
+            for run in missing(part):
+                print(run.key)
         return
     import torch  # noqa: F401  read once: the children are forks and have it
     import transformers  # noqa: F401
 
-    fork = multiprocessing.get_context("fork")
-    for run in missing():
-        start = time.time()
-        child = fork.Process(target=do, args=(run,))
-        child.start()
-        child.join()
-        note = "" if child.exitcode == 0 else f" failed, see {run.folder}.log"
-        print(
-            f"{time.strftime('%H:%M:%S')} {run.key} {time.time() - start:.0f} s{note}", flush=True
-        )
+    for part in parts:
+        for run in missing(part):
+            in_a_child(run, HERE / f"{part}.jsonl")
+
+
+def in_a_child(run: Run, lines: Path) -> None:
+    """Does a run in a process of its own; says how long it took, or that it failed."""
+    start = time.time()
+    child = multiprocessing.get_context("fork").Process(target=do, args=(run, lines))
+    child.start()
+    child.join()
+    note = "" if child.exitcode == 0 else f" failed, see {run.folder}.log"
+    print(f"{time.strftime('%H:%M:%S')} {run.key} {time.time() - start:.0f} s{note}", flush=True)
 
 
 if __name__ == "__main__":
