@@ -423,12 +423,11 @@ def evaluate(
     return {key.removeprefix("prm/"): value for key, value in watched.items()}
 
 
-def labels_worth(rows: list[dict], task: str) -> dict:
+def labels_worth(rows: list[dict], check, joint: str = " ; ") -> dict:
     """labels_agree: how many hard labels equal the exact truth; labels_auc: the share's AUC."""
     hard, share, truth = [], [], []
-    joint = " " if task in STEPS else " ; "
     for row in rows:
-        right = CHECKERS[task](row["prompt"], joint.join(row["completions"]))
+        right = check(row["prompt"], joint.join(row["completions"]))
         hard += row["labels"]
         share += row["share"]
         truth += metrics.step_truth(right, len(row["labels"]))
@@ -521,7 +520,7 @@ def make(setup: Setup, starts: list, rows: list[dict] | None, cfg: PRMConfig, ou
     prm = PRM.load(out / "prm", "own", cfg.token_budget, cfg.task)
     row |= evaluate(setup, starts[0], picked[n : n + 200], cfg, prm)
     if cfg.task in CHECKERS and "share" in rows[0]:
-        row |= labels_worth(rows, cfg.task)
+        row |= labels_worth(rows, CHECKERS[cfg.task], " " if cfg.task in STEPS else " ; ")
     trainer.write(out / "prm.json", (json.dumps(row) + "\n").encode())
     shutil.rmtree(out / "parts", ignore_errors=True)
     setup.engine.parts = run_parts
