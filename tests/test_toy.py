@@ -130,3 +130,55 @@ def test_the_tokenizer_gives_every_text_back(tmp_path):
         ids = tokenizer(text)["input_ids"]
         assert len(ids) == len(text.split()) and tokenizer.unk_token_id not in ids
         assert tokenizer.decode(ids) == text
+
+
+# -- walks: what a step can lead to ----------------------------------------------------------------
+
+
+def completable(walk: str, gold: str, left: int) -> bool:
+    """Whether any words put behind a walk make it right, each tried; by `reaches` alone."""
+    if toy.reaches(walk, gold):
+        return True
+    number = int(walk.split()[-1])
+    steps = [f"{walk} {move} {result}" for move, result in toy.neighbours(number).items()]
+    return left > 0 and any(completable(longer, gold, left - 1) for longer in steps)
+
+
+def test_the_steps_of_a_walk_against_all_completions():
+    """Wrong words, ways that are too long, and ways through the goal come up by themselves."""
+    rng = random.Random(0)
+    counts = {True: 0, False: 0}
+    for i in range(300):
+        start, *rest = toy.random_walk(rng)
+        words = toy.careless([str(word) for word in rest], 0.1, rng)
+        goal = rng.choice([rest[-1], *toy.distances(start)])
+        if goal == start or toy.distances(start)[goal] > 2:
+            continue
+        query = toy.walk_query(start, goal, str(i))
+        allowed = toy.distances(start)[goal] + toy.SLACK
+        verdicts = toy.check_route(query.text, " ".join(words))
+        assert len(verdicts) == len(words) // 2
+        for n, verdict in enumerate(verdicts, 1):
+            prefix = " ".join(words[: 2 * n])
+            right = all(toy.check_walk(query.text, prefix))
+            assert verdict == (right and completable(prefix, query.gold, allowed - n)), (
+                query,
+                words,
+            )
+            counts[verdict] += 1
+    assert min(counts.values()) > 20
+
+
+@pytest.mark.parametrize(
+    "walk, verdicts",
+    [
+        ("", []),
+        ("+7", [False]),
+        ("+7 10 *2", [True, False]),
+        ("+7 10 +7 17", [True, True]),
+        ("+7 10 +7 17 +3 20", [True, True, False]),  # nothing leads back to the goal
+        ("> > > >", [False, False]),
+    ],
+)
+def test_check_route(walk, verdicts):
+    assert toy.check_route("3 > 17 :", walk) == verdicts
