@@ -16,6 +16,7 @@ import pytest
 import torch
 import transformers
 
+import bstar
 import data
 import metrics
 import toy
@@ -403,3 +404,31 @@ def test_user_errors_are_one_line(tmp_path, monkeypatch, flags, message):
     with pytest.raises(UserError, match=re.escape(message)) as e:
         train_prm.main(flags.split() if "--task" in flags else [*TINY, *flags.split()])
     assert "\n" not in str(e.value)
+
+
+# -- walks -----------------------------------------------------------------------------------------
+
+WALK = """--task walk --reward answer+prm --toy-texts 64 --toy-queries 60 --toy-solutions 64
+--val-queries 10 --steps-per-iter 2 --num-iters 1 --balance-queries 20 --eval-queries 8
+--eval-samples 4 --K 4""".split()
+
+
+def test_labels_of_walks_against_the_exact_truth():
+    row = {"prompt": "3 > 17 :", "completions": ["+7 10", "+7 18"], "labels": [True, False]}
+    worth = train_prm.labels_worth([row | {"share": [0.5, 0.0]}], toy.check_route, " ")
+    assert worth == {"labels_agree": 1.0, "labels_auc": 1.0}
+
+
+@pytest.mark.slow
+def test_walks_with_a_prm_from_one_command(tmp_path, monkeypatch, capsys):
+    """Its labels are sampled at a temperature of their own, so a run at another shares them."""
+    monkeypatch.chdir(tmp_path)
+    bstar.main([*WALK, "--temperatures", "0.6:1.0:0.4"])
+    assert "labels_agree" in capsys.readouterr().err
+    rows = metrics.read_jsonl(tmp_path / "runs/walk-bstar-answer+prm-0/metrics.jsonl")
+    assert rows[1]["prm/step_auc"] is not None and "prm/auc_sound" not in rows[1]
+    bstar.main([*WALK, "--temperature", "0.8", "--out", "runs/fixed"])
+    assert "PRM |" not in capsys.readouterr().err
+    [path] = tmp_path.rglob("annotations.jsonl.gz")
+    for row in map(json.loads, gzip.open(path, "rt")):
+        assert {len(step.split()) for step in row["completions"]} <= {1, 2}
