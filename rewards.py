@@ -163,7 +163,7 @@ def split_steps(text: str, task: str = "") -> list[str]:
     >>> split_steps("Cid = Ida * 6 = 5 * 6 = 0 ; # 0")
     ['Cid = Ida * 6 = 5 * 6 = 0', '# 0']
     >>> split_steps("+7 10 *2 20", "walk")
-    ['+7 10', '*2 20']
+    ['+7 10', '*2 20', '']
     """
     ends = step_ends(text, task)
     return [text[a:b].strip().removesuffix(" ;") for a, b in zip([0, *ends], ends)]

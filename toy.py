@@ -112,24 +112,27 @@ def reaches(response: str, gold: str) -> bool:
 
 
 def check_route(text: str, response: str) -> list[bool]:
-    """For each move of a walk: it is right, and the goal can still be reached in time.
+    """For each step of a walk, that is each move and the end: can it still become a right answer.
 
-    This is what a perfect PRM knows of a prefix: whether any completion of it is a right answer.
+    A move has to be right, and the goal within reach in time; a right end is at the goal.
 
     >>> check_route("3 > 17 :", "+7 10 +3 13 +3 16 *2 32")  # 4 moves at most; 26 would lead there
-    [True, True, False, False]
+    [True, True, False, False, False]
     """
     start, _, goal, _ = text.split()
     number, goal = int(start), int(goal)
     left = distances(number)[goal] + SLACK
     visited = {number}
-    moves = check_walk(text, response)
+    steps = check_walk(text, response)
     for at, written in enumerate(response.split()[1::2]):
-        if not moves[at]:
+        if not steps[at]:
             break
-        visited.add(int(written))
-        moves[at] = can_reach(int(written), goal, left - at - 1, visited)
-    return moves
+        number = int(written)
+        visited.add(number)
+        steps[at] = can_reach(number, goal, left - at - 1, visited)
+    if steps:
+        steps.append(all(steps) and number == goal)
+    return steps
 
 
 def can_reach(number: int, goal: int, left: int, visited: set[int]) -> bool:
@@ -461,7 +464,10 @@ def make_tiny_llama(folder: Path, words: list[str], seed: int, layers: int = 2) 
 # -- tables: task -> ... ---------------------------------------------------------------------------
 
 BASES = {"walk": walk_base, "stories": story_base}  # how its base model is made
-STEPS = {"walk": re.compile(r"\S+(?:\s+\S+)?")}  # a move and its number: one step of a solution
+
+# One step of a solution, where the general rule doesn't fit. A walk's are each move with its number,
+# and the end: without it, a walk that stops too soon reads like one that goes on.
+STEPS = {"walk": re.compile(r"\S+(?:\s+\S+)?|(?<=\S)\s*$")}
 
 # (question, response) -> whether each step is right
 CHECKERS = {"walk": check_route, "stories": check_story}

@@ -67,7 +67,7 @@ class PRMConfig(Config):
 # long as anything can follow, which the SFT model seldom finds: so it tries often, and cool.
 TOYS = {
     "walk": dict(
-        solvers="all", solutions=2, completions=128, prm_lr=1e-3, separator="", temperature=0.5
+        solvers="all", solutions=2, completions=64, prm_lr=1e-3, separator=":", temperature=0.7
     ),
     "stories": dict(
         solvers="all", prm_queries=2000, solutions=2, completions=4, prm_lr=2e-3, separator=";"
