@@ -465,8 +465,8 @@ def make_tiny_llama(folder: Path, words: list[str], seed: int, layers: int = 2) 
 
 BASES = {"walk": walk_base, "stories": story_base}  # how its base model is made
 
-# One step of a solution, where the general rule doesn't fit. A walk's are each move with its number,
-# and the end: without it, a walk that stops too soon reads like one that goes on.
+# One step of a solution, where the general rule doesn't fit. A walk's are each move with its
+# number, and the end: without it, a walk that stops too soon reads like one that goes on.
 STEPS = {"walk": re.compile(r"\S+(?:\s+\S+)?|(?<=\S)\s*$")}
 
 # (question, response) -> whether each step is right

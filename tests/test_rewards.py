@@ -390,21 +390,21 @@ def test_a_walk_has_as_many_steps_as_its_checker_sees():
         text = " ".join(rng.choices(toy.WALK_WORDS, k=rng.randint(0, 7))) + " " * rng.randint(0, 1)
         steps = split_steps(text, "walk")
         assert len(steps) == len(toy.check_route("3 > 17 :", text)) == len(step_ends(text, "walk"))
-        assert " ".join(steps) == text.strip()
+        assert " ".join(steps).split() == text.split()
     assert split_steps("+7 10 *2 20", "gsm8k") == split_steps("+7 10 *2 20") == ["+7 10 *2 20"]
 
 
-def test_a_prm_of_walks_scores_each_move(own):
+def test_a_prm_of_walks_scores_each_move_and_the_end(own):
     prm = PRM.load(own, task="walk")
     scores = prm.score(["3 > 17 :"] * 3, ["+7 10 +7 17", "+7 10 *2", ""])
-    assert [len(steps) for steps in scores] == [2, 2, 1] and scores[2] == [0.0]
+    assert [len(steps) for steps in scores] == [3, 3, 1] and scores[2] == [0.0]
 
 
 def test_eq_1_of_walks_with_the_exact_steps():
-    """The oracle likes a walk that stops too soon, since it could go on; none is sound by luck."""
+    """A walk that stops too soon ends in a wrong step; none is right by luck."""
     texts = ("+7 10 +7 17", "+7 10", "+7 11 +7 18")
     group = [Sample(text, "stop") for text in texts]
     rewards.score([toy.walk_query(3, 17, "0")], [group], "walk", "answer+oracle")
-    assert [s.reward for s in group] == [2, 1, -1]
-    assert [s.correct for s in group] == [True, False, False]
+    assert [s.steps for s in group] == [[1, 1, 1], [1, 0], [0, 0, 0]]
+    assert [s.reward for s in group] == [2, -1, -1]
     assert {s.sound for s in group} == {None}

@@ -157,8 +157,9 @@ def test_the_steps_of_a_walk_against_all_completions():
         query = toy.walk_query(start, goal, str(i))
         allowed = toy.distances(start)[goal] + toy.SLACK
         verdicts = toy.check_route(query.text, " ".join(words))
-        assert len(verdicts) == len(words) // 2
-        for n, verdict in enumerate(verdicts, 1):
+        assert len(verdicts) == len(words) // 2 + 1
+        assert verdicts[-1] == toy.reaches(" ".join(words), query.gold)
+        for n, verdict in enumerate(verdicts[:-1], 1):
             prefix = " ".join(words[: 2 * n])
             right = all(toy.check_walk(query.text, prefix))
             assert verdict == (right and completable(prefix, query.gold, allowed - n)), (
@@ -173,11 +174,12 @@ def test_the_steps_of_a_walk_against_all_completions():
     "walk, verdicts",
     [
         ("", []),
-        ("+7", [False]),
-        ("+7 10 *2", [True, False]),
-        ("+7 10 +7 17", [True, True]),
-        ("+7 10 +7 17 +3 20", [True, True, False]),  # nothing leads back to the goal
-        ("> > > >", [False, False]),
+        ("+7", [False, False]),
+        ("+7 10", [True, False]),
+        ("+7 10 *2", [True, False, False]),
+        ("+7 10 +7 17", [True, True, True]),
+        ("+7 10 +7 17 +3 20", [True, True, False, False]),  # nothing leads back to the goal
+        ("> > > >", [False, False, False]),
     ],
 )
 def test_check_route(walk, verdicts):

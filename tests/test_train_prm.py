@@ -414,7 +414,7 @@ WALK = """--task walk --reward answer+prm --toy-texts 64 --toy-queries 60 --toy-
 
 
 def test_labels_of_walks_against_the_exact_truth():
-    row = {"prompt": "3 > 17 :", "completions": ["+7 10", "+7 18"], "labels": [True, False]}
+    row = {"prompt": "3 > 17 :", "completions": ["+7 10", ""], "labels": [True, False]}
     worth = train_prm.labels_worth([row | {"share": [0.5, 0.0]}], toy.check_route, " ")
     assert worth == {"labels_agree": 1.0, "labels_auc": 1.0}
 
@@ -431,4 +431,5 @@ def test_walks_with_a_prm_from_one_command(tmp_path, monkeypatch, capsys):
     assert "PRM |" not in capsys.readouterr().err
     [path] = tmp_path.rglob("annotations.jsonl.gz")
     for row in map(json.loads, gzip.open(path, "rt")):
-        assert {len(step.split()) for step in row["completions"]} <= {1, 2}
+        *moves, end = row["completions"]
+        assert end == "" and {len(move.split()) for move in moves} <= {1, 2}
