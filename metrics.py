@@ -524,7 +524,7 @@ def watch_prm(queries: list[Query], pool: Groups, tau: float, check: Check = Non
             scores += s.steps
             truth += step_truth(check(question, s.response), len(s.steps))
         row["step_auc"] = auc(scores, truth)
-    if samples[0].sound is not None:
+    if check is not None and samples[0].sound is not None:
         sound = np.array([s.sound for s in samples])
         row["auc_sound"] = auc(lowest, sound)
         row["false_admitted"] = _share(admitted[correct & ~sound])

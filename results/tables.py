@@ -18,6 +18,7 @@ import figures
 import numpy as np
 import pandas as pd
 import stories
+import tau
 from lines import LINES, ROOT, Lines, Runs, at, gain, law_runs, length, load, markdown, show
 
 CARELESS = 0.2  # share of wrong words in the human solutions, of all tables but the last
@@ -179,6 +180,7 @@ def tables(path: Path = LINES) -> dict[str, str]:
         "repeats": law_table(every),
         "stories": stories.table(),
         "prm": stories.prm_table(),
+        **tau.tables(),
     }
 
 

@@ -5,8 +5,8 @@ results/walk/{runs,tau}.jsonl -> Markdown tables
 
 from __future__ import annotations
 
-import numpy as np
-from lines import LINES, Lines, Runs, at, gain, load, markdown, readings, show
+import pandas as pd
+from lines import LINES, Lines, Runs, among, at, gain, length, load, markdown, show
 
 ROWS = {  # variant -> how the tables call it
     "prm online-rft": "T 1.0, tau 0.0",
@@ -43,20 +43,19 @@ def tau_table(prm: Runs, answer: Runs) -> str:
         if name in prm:
             rows.append(tau_row(label, prm[name], online, bstar))
     for name in ANSWER:
-        shared = {seed: answer[name][seed] for seed in sorted(answer[name].keys() & bstar.keys())}
+        shared = among(answer[name], set(bstar.index))
         rows.append(tau_row(f"answer reward: {name}", shared, online, bstar))
     header = ["run", "seeds", "pass@1", "less (1.0, 0.0)", "less bstar", "pass@32"]
     return markdown(header, rows)
 
 
-def tau_row(label: str, lines: Lines, online: dict, bstar: dict) -> list:
+def tau_row(label: str, lines: Lines, online: pd.Series, bstar: pd.Series) -> list:
     """One setting: its score, and its gain over two others; none over itself."""
     score = at(lines, "pass@1")
     row = [label, len(lines), show(score)]
     for other in (online, bstar):
-        row.append("" if other == score else gain(score, other))
-    row.append(show({seed: line["last"]["pass@32"] for seed, line in lines.items()}))
-    return row
+        row.append("" if other.equals(score) else gain(score, other))
+    return [*row, show(pd.Series([line["last"]["pass@32"] for line in lines.values()]))]
 
 
 def pools_table(prm: Runs) -> str:
@@ -65,25 +64,17 @@ def pools_table(prm: Runs) -> str:
     for name in [name for name in ROWS if name in prm]:
         lines = prm[name]
         row = [ROWS[name], len(lines)]
-        row += [show(at(lines, "kept", i), 0) for i in (1, -1)]
-        row += [show(readings(lines, i)) for i in (1, -1)]
-        row += [show(right(lines, i), 0) for i in (1, -1)]
+        for key, digits in (("kept", 0), ("repeats", 1), ("selected/correct", 0)):
+            row += [show(at(lines, key, i), digits) for i in (1, -1)]
         rows.append([*row, course(lines, "temperature"), course(lines, "tau")])
     header = ["run", "seeds", "kept, first", "kept, last", "R, first", "R, last"]
     return markdown([*header, "% right, first", "% right, last", "T", "tau"], rows)
 
 
-def right(lines: Lines, iteration: int) -> dict[int, float]:
-    """seed -> % right among those selected; nothing where none was."""
-    shares = at(lines, "selected/correct", iteration)
-    return {seed: share for seed, share in shares.items() if share is not None}
-
-
 def course(lines: Lines, key: str) -> str:
     """The mean of each iteration, or the one value that all of them have."""
-    n = min(len(line["metrics"]) for line in lines.values())
-    means = [np.mean(list(at(lines, key, i).values())) for i in range(1, n)]
-    if np.ptp(means) == 0:
+    means = [at(lines, key, i).mean() for i in range(1, length(lines))]
+    if len(set(means)) == 1:
         return f"{means[0]:.1f}"
     return " ".join(f"{mean:.2f}" for mean in means)
 
@@ -97,8 +88,8 @@ def prm_table(prm: Runs) -> str:
         "auc": "AUC of the lowest step score for a right answer, the same",
         "labels_agree": "hard labels that agree with the truth",
     }.items():
-        fresh = {seed: line["last"]["prm"][key] for seed, line in bstar.items()}
-        rows.append([name, show(fresh, 3)])
+        fresh = [line["last"]["prm"][key] for line in bstar.values()]
+        rows.append([name, show(pd.Series(fresh), 3)])
     for label, lines in {"bstar": bstar, "(1.0, 0.0)": online}.items():
         for key, name in {"step_auc": "step scores", "auc": "a right answer"}.items():
             ends = [show(at(lines, f"prm/{key}", i), 3) for i in (1, -1)]
@@ -113,15 +104,12 @@ def systematic_table(off_by_one: Runs, random: Runs) -> str:
         ("after +7 one too high", "off by one ", off_by_one),
         ("10 % of the words at random", "", random),
     ):
-        lines = {name: runs.get(prefix + name, {}) for name in OFF_BY_ONE}
-        seeds = set.intersection(*(set(of_one) for of_one in lines.values())) & {1, 2, 3, 4}
-        score, both = {}, {}
-        for name, of_one in lines.items():
-            both[name] = {seed: of_one[seed] for seed in sorted(seeds)}
-            score[name] = at(both[name], "pass@1")
-        row = [label, len(seeds), show(at(both["bstar"], "pass@1", 0))]
-        row += [show(readings(both["online-rft"], 1)), *(show(score[n]) for n in OFF_BY_ONE)]
-        row += [gain(score["bstar"], score["online-rft"])]
+        lines = {name: among(runs[prefix + name], {1, 2, 3, 4}) for name in OFF_BY_ONE}
+        score = {name: at(of_one, "pass@1") for name, of_one in lines.items()}
+        row = [label, len(score["bstar"]), show(at(lines["bstar"], "pass@1", 0))]
+        row.append(show(at(lines["online-rft"], "repeats", 1)))
+        row += [show(score[name]) for name in OFF_BY_ONE]
+        row.append(gain(score["bstar"], score["online-rft"]))
         rows.append([*row, gain(score["bstar cap 6"], score["online-rft cap 6"])])
     header = ["wrong in the human solutions", "seeds", "start", "R at T 1.0", *OFF_BY_ONE]
     return markdown([*header, "gain of bstar", "both capped"], rows)
