@@ -201,6 +201,7 @@ _RULES = [(re.compile(pattern), replacement) for pattern, replacement in _SPELLI
 def _normal(text: str) -> str:
     """LaTeX or plain text -> one canonical spelling, still a string."""
     text = text.translate(_UNICODE)
+    text = re.sub(r"(?<=\\\\)\[[\d.]+(?:pt|em|ex|mm|cm)\]", "", text)  # \\[6pt] is layout
     text = text.replace(r"\\", "\1" if r"\begin" in text else "\\")  # the end of a row
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
@@ -238,7 +239,7 @@ _NAME = re.compile(
     rf"|[a-wA-W]'*(?:_\w)?(?:\^\{{-1\}})?\({_ARGUMENT}(?:,{_ARGUMENT})*\)"  # f(2), P(A|B)
     r"|\\(?:sin|cos|tan|cot|sec|csc) ?(?:\\angle ?)?(?:[A-Z]+|\\[a-z]+)"  # \sin A
     r"|\\?(?:det|gcd|lcm) ?(?:[A-Z]|\([\w, ]+\))"
-    r"|\|\\?[a-zA-Z]+\|"  # |z|
+    r"|\|\\?[a-zA-Z]+\||\\\|\\?[a-zA-Z]+\\\|"  # |z|, \|v\|
     r"|\((?:\\?[a-z]+,)+\\?[a-z]+\)"  # (x,y)
     r"|(?!abcd|wxyz)(?:[Tt]he )?[a-zA-Z]{4,}(?: [a-zA-Z]+)*"  # area
 )
