@@ -19,6 +19,7 @@ import random
 import re
 import select
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -99,7 +100,8 @@ def _numbered_rows(path: str) -> Iterator[Row]:
             if not isinstance(row, dict):
                 raise ValueError("not a JSON object")
             yield f"{path}:{n}", row
-    except (OSError, EOFError, ValueError) as e:
+    # zlib.error: damaged inside a .gz; RecursionError: nesting without end
+    except (OSError, EOFError, ValueError, zlib.error, RecursionError) as e:
         kinds = "expected a .parquet file, or JSON objects, one a line"
         raise UserError(f"{path}:{n}: can't be read ({_one_line(e)}); {kinds}") from None
     if n == 0:
