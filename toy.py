@@ -130,8 +130,7 @@ def check_route(text: str, response: str) -> list[bool]:
         number = int(written)
         visited.add(number)
         steps[at] = can_reach(number, goal, left - at - 1, visited)
-    if steps:
-        steps.append(all(steps) and number == goal)
+    steps.append(all(steps) and number == goal)
     return steps
 
 

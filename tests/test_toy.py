@@ -173,7 +173,7 @@ def test_the_steps_of_a_walk_against_all_completions():
 @pytest.mark.parametrize(
     "walk, verdicts",
     [
-        ("", []),
+        ("", [False]),
         ("+7", [False, False]),
         ("+7 10", [True, False]),
         ("+7 10 *2", [True, False, False]),
