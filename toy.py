@@ -208,6 +208,9 @@ def load_walk(cfg) -> Splits:
     """A pool of training questions, a careless SFT set, held-out questions; all from the seed."""
     shuffled = pairs(cfg.seed)
     held_out = questions(shuffled[:HELD_OUT], 3, "test")
+    if cfg.val_queries >= len(held_out):
+        held = f"there are {len(held_out):,} held-out questions, and some must be left to test on"
+        raise UserError(f"--val-queries {cfg.val_queries}: {held}")
     val, test = held_out[: cfg.val_queries], held_out[cfg.val_queries :]
     train = questions(shuffled[HELD_OUT:], 2, "train")[: cfg.toy_queries]
     human = walk_texts(cfg.seed, cfg.toy_solutions, CARELESS, "human")

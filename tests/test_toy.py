@@ -119,6 +119,12 @@ def test_walks_held_out_are_in_no_text_and_one_word_in_five_of_a_solution_is_wro
     assert 0.25 < sum(right) / len(right) < 0.5
 
 
+@pytest.mark.parametrize("flags", ["--val-queries 1604", "--val-queries 5000"])
+def test_walks_keep_a_test_set(flags):
+    with pytest.raises(UserError, match=f"{flags}: there are 1,604 held-out questions"):
+        toy.load_walk(parse_config(["--task", "walk", *flags.split()]))
+
+
 # -- the base models -------------------------------------------------------------------------------
 
 
