@@ -48,7 +48,7 @@ class Sample:
     finish_reason: str  # "stop" by the policy; "length" if it was cut off, and is never selected
     pred: str | None = None  # a^
     correct: bool = False  # 1[a^ = a*]
-    sound: bool | None = None  # every step is right as well; None where steps cannot be checked
+    sound: bool | None = None  # every step is right as well; None outside of toy.LUCKY's tasks
     steps: list[float] = field(default_factory=list)  # scores in [0, 1]; empty without a PRM
     r_prm: float | None = None  # 2 min(steps) - 1
     reward: float = float("-inf")  # r of Eq. 1; -inf for a cut-off response: no tau selects it

@@ -1,6 +1,6 @@
 """Rewards: r of every response (Eq. 1), the steps of a solution, and the model that scores them.
 
-queries, responses -> right answer? -> steps -> a score for each step -> r
+    queries, responses -> correct -> steps -> a score for each step -> r
 
 A reward is one function in `REWARDS`. Whether the answer is right is for grader.py to say.
 """

@@ -1,4 +1,4 @@
-"""The two toys: number walks, on which balancing pays, and stories, whose steps a PRM can judge.
+"""The two toys: number walks, on which balancing pays, and stories, where answers can be luck.
 
     seed -> questions with gold and human solutions;   (question, response) -> is each step right
 
@@ -112,7 +112,7 @@ def reaches(response: str, gold: str) -> bool:
 
 
 def check_route(text: str, response: str) -> list[bool]:
-    """For each step of a walk, that is each move and the end: can it still become a right answer.
+    """For each step of a walk, that is each move and the end: whether it can become a right answer.
 
     A move has to be right, and the goal within reach in time; a right end is at the goal.
 

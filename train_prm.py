@@ -4,7 +4,7 @@
     python train_prm.py --task gsm8k --model DIR --train-file train.jsonl --test-file test.jsonl
     python train_prm.py --task math --annotations peiyi9979/Math-Shepherd     ready labels
 
-queries -> solutions -> steps -> completions of every prefix -> labels -> PRM
+    queries -> solutions -> steps -> completions of every prefix -> labels -> PRM
 
 A step is good if a completion of the solution up to it reaches the gold answer (--labels hard), or
 by the share that do (soft). Solutions that share a prefix share its completions. A prefix that no
