@@ -133,10 +133,10 @@ def improve(M: State, queries: list[Query], kept, setup: Setup, cfg: Config) -> 
         )
         return State(t, M.policy, M.optimizer, {"loss": None, "grad_norm": None})
     phase = phase_of(t, len(examples), setup, cfg)
-    repeats = len(phase.steps) * cfg.batch_size / len(examples)  # R, readings of each response
-    if repeats > 20:
+    R = len(phase.steps) * cfg.batch_size / len(examples)  # readings of each response
+    if R > 20:
         print(
-            f"iteration {t}: training reads each selected response {repeats:.0f} times, and the "
+            f"iteration {t}: training reads each selected response {R:.0f} times, and the "
             "policy can forget the rest: --max-repeats 6, or a larger --K",
             file=sys.stderr,
         )
@@ -150,7 +150,7 @@ def improve(M: State, queries: list[Query], kept, setup: Setup, cfg: Config) -> 
     log = train(policy, optimizer, examples, phase, cfg)
     if cfg.offload_optimizer:
         place(optimizer, "cpu")
-    log = {"repeats": round(repeats, 2), **log}
+    log = {"repeats": round(R, 2), **log}
     return State(t, policy, optimizer if method.inherit else None, log)
 
 
@@ -181,24 +181,25 @@ def evaluate(M: State, setup: Setup, score: Callable, cfg: Config) -> dict:
     returns  {"val/pass@1": %, "pass@1": %, "pass@K-S": %, ...}; further test sets carry their name
     """
     val, name = setup.splits.val, f"iter{M.t}"
-    tests = {x: queries[: cfg.eval_queries or None] for x, queries in setup.splits.tests.items()}
+    n = cfg.eval_queries or None
+    tests = {test: queries[:n] for test, queries in setup.splits.tests.items()}
     greedy, sampled = {}, {}
     with setup.engine.awake(M.policy) as draw:
         val_greedy = draw(val, 1, 0.0, f"{name}.val")
-        for x, queries in tests.items():
-            greedy[x] = draw(queries, 1, 0.0, f"{name}.{x}.greedy")
+        for test, queries in tests.items():
+            greedy[test] = draw(queries, 1, 0.0, f"{name}.{test}.greedy")
             if cfg.eval_samples:
-                sampled[x] = draw(queries, cfg.eval_samples, 1.0, f"{name}.{x}.sampled")
+                sampled[test] = draw(queries, cfg.eval_samples, 1.0, f"{name}.{test}.sampled")
 
     score(val, val_greedy)
     row = {"val/pass@1": metrics.pass_at_1(val_greedy)}
-    for i, (x, queries) in enumerate(tests.items()):
-        score(queries, greedy[x])
-        scores = {"pass@1": metrics.pass_at_1(greedy[x])}
+    for i, (test, queries) in enumerate(tests.items()):
+        score(queries, greedy[test])
+        scores = {"pass@1": metrics.pass_at_1(greedy[test])}
         if cfg.eval_samples:
-            score(queries, sampled[x])
-            scores = metrics.of_samples(greedy[x], sampled[x], cfg.eval_samples, cfg.S)
-        prefix = f"{x}/" if i else ""
+            score(queries, sampled[test])
+            scores = metrics.of_samples(greedy[test], sampled[test], cfg.eval_samples, cfg.S)
+        prefix = f"{test}/" if i else ""
         row |= {prefix + key: value for key, value in scores.items()}
     return row
 
