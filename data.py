@@ -424,8 +424,8 @@ MATH_PROMPTS = (
     "Problem:\n{query}\n\nSolution:\n",
     "{query}\nReason step by step, and put the final answer within \\boxed{{}}.",
 )
-MATH_SUBJECTS = "algebra counting_and_probability geometry intermediate_algebra".split()
-MATH_SUBJECTS += "number_theory prealgebra precalculus".split()
+MATH_SUBJECTS = """algebra counting_and_probability geometry intermediate_algebra number_theory
+prealgebra precalculus""".split()
 
 
 def load_gsm8k(cfg) -> Splits:
