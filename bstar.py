@@ -25,7 +25,7 @@ import functools
 import math
 import random
 import sys
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 

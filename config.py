@@ -13,11 +13,12 @@ import math
 import re
 import shutil
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import Field, dataclass, field, fields
 from decimal import Decimal
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Callable, Iterable, NamedTuple, NoReturn, Sequence
+from typing import NamedTuple, NoReturn
 
 import data
 import ranks

@@ -17,10 +17,10 @@ import random
 import sys
 import warnings
 import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Callable, Iterator
 
 import numpy as np
 

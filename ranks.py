@@ -16,8 +16,8 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Callable
 
 import data
 from data import UserError

@@ -15,10 +15,11 @@ import gzip
 import itertools
 import json
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Iterable, Iterator, NamedTuple, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 

@@ -19,10 +19,10 @@ import shutil
 import sys
 import warnings
 import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable, Iterator
 
 import numpy as np
 from filelock import FileLock
