@@ -51,6 +51,8 @@ Groups = dict[str, list[Run]]  # name -> runs that differ in the seed alone
 # what a line must say in numbers
 ROW = "iter eval_samples S pass@1 val/pass@1".split()
 DECISION = "iter temperature tau qe ties n_star seed empty".split()
+# and a decision in lists
+GRIDS = "temperatures taus surface tied edge".split()
 
 
 def read_run(path: Path) -> Run:
@@ -66,7 +68,7 @@ def read_run(path: Path) -> Run:
         raise UserError(f"{path}: no config.json of bstar.py; expected a run's folder")
     seed = config.pop("seed")
     rows = with_numbers(read_jsonl(path / "metrics.jsonl"), ROW)
-    ledger = with_numbers(read_jsonl(path / "ledger.jsonl"), DECISION)
+    ledger = decisions(read_jsonl(path / "ledger.jsonl"))
     times = with_numbers(read_jsonl(path / "times.jsonl"), ["iter", "seconds"])
     return Run(path, path.resolve().name, seed, config, rows, ledger, times)
 
@@ -78,6 +80,15 @@ def with_numbers(lines: Iterable[dict], keys: Sequence[str]) -> list[dict]:
         values = [line.get(key) for key in keys]
         if all(type(x) in (int, float) and isfinite(x) for x in values):
             whole.append(line)
+    return whole
+
+
+def decisions(lines: Iterable[dict]) -> list[dict]:
+    """The ledger's lines that hold all numbers and lists of a decision."""
+    whole = []
+    for d in with_numbers(lines, DECISION):
+        if all(isinstance(d.get(key), list) for key in GRIDS):
+            whole.append(d)
     return whole
 
 
@@ -178,7 +189,7 @@ def markdown(table: pd.DataFrame) -> str:
 def alarms(rows: Sequence[dict], ledger: Sequence[dict]) -> list[str]:
     """What to look at in a run, one line each; the word before the colon is the kind."""
     rows = with_numbers(rows, ROW)
-    ledger = with_numbers(ledger, DECISION)
+    ledger = decisions(ledger)
     return [*reversal(rows), *drift(rows), *edges(ledger), *ties(ledger)]
 
 

@@ -263,6 +263,7 @@ def test_replay_without_its_samples_is_one_line(tmp_path, name, content, part):
         ("metrics.jsonl", lambda lines: [*lines[:1], *lines[2:]], 1),
         ("ledger.jsonl", lambda lines: [*lines[1:], '{"iter": 1'], 1),
         ("ledger.jsonl", lambda lines: ['{"qe": 3}'], 2),
+        ("ledger.jsonl", lambda lines: [lines[0], lines[1].replace("surface", "s")], 1),
         ("metrics.jsonl", lambda lines: [*lines, '{"pass@1": 3}', "5"], 0),
         ("ledger.jsonl", None, 0),  # T and tau were given: nothing to decide
     ],
