@@ -519,7 +519,7 @@ def make(setup: Setup, starts: list, rows: list[dict] | None, cfg: PRMConfig, ou
         row["completions"] = json.loads((out / "completions.json").read_text())
     prm = PRM.load(out / "prm", "own", cfg.token_budget, cfg.task)
     row |= evaluate(setup, starts[0], picked[n : n + 200], cfg, prm)
-    if cfg.task in CHECKERS and "share" in rows[0]:
+    if cfg.task in CHECKERS and not cfg.annotations:  # ready labels may be of any questions
         row |= labels_worth(rows, CHECKERS[cfg.task], " " if cfg.task in STEPS else " ; ")
     trainer.write(out / "prm.json", (json.dumps(row) + "\n").encode())
     shutil.rmtree(out / "parts", ignore_errors=True)

@@ -350,7 +350,9 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(tmp_path, script, flag
 @pytest.mark.slow
 def test_ready_labels_need_the_first_sft_checkpoint_alone(tmp_path):
     steps = ["Bob = Ann * 3 = 4 * 3 = 2", "# 5"]
-    rows = [{"prompt": STORY, "completions": steps, "labels": [1, k % 2]} for k in range(40)]
+    # of any questions: they are held against no checker
+    row = {"prompt": "Ann ?", "completions": steps, "share": [1, 0.5]}
+    rows = [{**row, "labels": [1, k % 2]} for k in range(40)]
     lines = [json.dumps(row) + "\n" for row in rows]
     (tmp_path / "labels.jsonl").write_text("".join(lines))
     flags = ["--annotations", "labels.jsonl", "--out", "prm"]
