@@ -276,7 +276,7 @@ def test_the_numbers_of_an_iteration():
     assert (row["prm/auc"], row["prm/auc_sound"], row["prm/step_auc"]) == (0.6667, 1, 1)
     assert (row["prm/wrong_admitted"], row["prm/false_admitted"]) == (0, 1)
     assert (row["prm/min_last"], row["pool/false_reasoning"]) == (0.75, 0.3333)
-    assert "prm/auc_sound" not in metrics.watch_prm([query], pool, tau=0.3)
+    assert "prm/step_auc" not in metrics.watch_prm([query], pool, tau=0.3)  # without a checker
     nothing = metrics.of_pool([query], [[cut]], [[]], tau=0.3, n_star=4)
     assert (nothing["qe"], nothing["selected/correct"]) == (0, None)
     json.dumps([row, nothing], allow_nan=False)
