@@ -2,10 +2,11 @@
 
     rows -> Query -> prompt ids -> [engine] -> Sample -> (ids, n_prompt) -> micro-batches
 
-A task is one loader, a function Config -> Splits, and one line in config.LOADERS. `train` queries
-that have a human `solution` are also the SFT set, `val` queries choose checkpoints, and the named
-`tests` are only reported. A loader of real rows is a function that makes a Query of one row
-(`math_row`, `arc_row`, `code_row`), the places of the rows on the hub, and two prompts.
+A task is one loader, a function Config -> Splits, and a line in each of config.LOADERS,
+config.PRESETS and grader.GRADERS. `train` queries that have a human `solution` are also the SFT
+set, `val` queries choose checkpoints, and the named `tests` are only reported. A loader of real
+rows is a function that makes a Query of one row (`math_row`, `arc_row`, `code_row`), the places of
+the rows on the hub, and two prompts.
 """
 
 from __future__ import annotations

@@ -542,7 +542,7 @@ def open_out(folder: str) -> Path:
 
 @ranks.together
 def main(argv: list[str] | None = None) -> None:
-    """python train_prm.py"""
+    """Makes the PRM, or takes up where one is; prints what was measured, and its folder."""
     cfg = config.parse_config(argv, PRMConfig, PRESETS, OF_THE_LOOP, __doc__)
     if config.PRESETS[cfg.task].get("reward") == "tests":
         raise UserError(f"--task {cfg.task}: its reward is unit tests, which no PRM joins")
