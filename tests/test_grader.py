@@ -65,7 +65,7 @@ A, B | \text{A,B} | B, A
 70,110 | 70, 110 | 110, 70 | 70110
 98,634 | 98634
 \begin{pmatrix} 1 \\ 2 \end{pmatrix} | \begin{pmatrix}1\\2\end{pmatrix} | \langle 1,2\rangle
-(1,2) | \mathbf{v} = \begin{pmatrix}1\\[6pt]2\end{pmatrix} | \left[\begin{matrix}1\\2\end{matrix}\right]
+(1,2) | \mathbf{v} = \begin{pmatrix}1\\[6pt]2\end{pmatrix} | [\begin{matrix}1\\2\end{matrix}]
 \begin{pmatrix}1&2\\3&4\end{pmatrix} | \begin{bmatrix}1 & 2\\3&4\end{bmatrix}
 \begin{pmatrix}5&6\\7&8\end{pmatrix} | \left(\begin{array}{cc}5&6\\7&8\end{array}\right)
 \begin{pmatrix}1/2\\-1/3\end{pmatrix} | \begin{pmatrix}0.5\\-\frac{1}{3}\end{pmatrix}
@@ -234,7 +234,8 @@ def lines(block):
 # Kinds of mistakes: the answers between the bars are all equal to the first, or all other than it.
 SAME = {
     "left sides": [
-        r"7 | f(4)=7 | f(-1) = 7 | g(f(2)) = 7 | f^{-1}(3) = 7 | a_{12} = 7 | S_{10}=7 | |z| = 7 | \|\mathbf{v}\| = 7"
+        r"7 | f(4)=7 | f(-1) = 7 | g(f(2)) = 7 | f^{-1}(3) = 7 | a_{12} = 7 | S_{10}=7 | |z| = 7"
+        r" | \|\mathbf{v}\| = 7"
         r" | \angle ABC = 7^\circ | m\angle A = 7 | \overline{PQ} = 7 | \text{Area} = 7 | 3+4 = 7",
         r"1/2 | P(A) = \frac12 | P(A \cap B)=0.5 | P(X=2) = 1/2 | \sin A = 1/2 | \cos\theta = 0.5",
         r"24 | 4! = 24 | n = 4! = 24 | 24 = n",
