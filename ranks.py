@@ -49,6 +49,9 @@ def together(main: Callable[..., None]) -> Callable[..., None]:
             main(*args)
             wait()
             torch.distributed.destroy_process_group()
+            # a model in shares keeps gloo's threads alive; one that lets go of its last tensor only
+            # while the interpreter ends would abort the process
+            time.sleep(1)
         except (Exception, KeyboardInterrupt) as e:
             # torchrun ends all with the first that ends. What fails everywhere is for the first to
             # say, and a RuntimeError may be but the end of another, which speaks then.
