@@ -212,9 +212,12 @@ def load_walk(cfg) -> Splits:
         held = f"there are {len(held_out):,} held-out questions, and some must be left to test on"
         raise UserError(f"--val-queries {cfg.val_queries}: {held}")
     val, test = held_out[: cfg.val_queries], held_out[cfg.val_queries :]
-    train = questions(shuffled[HELD_OUT:], 2, "train")[: cfg.toy_queries]
+    train = questions(shuffled[HELD_OUT:], 2, "train")
+    if cfg.toy_queries > len(train):
+        raise UserError(f"--toy-queries {cfg.toy_queries}: there are {len(train):,} questions")
     human = walk_texts(cfg.seed, cfg.toy_solutions, CARELESS, "human")
-    return Splits(train, val, {"walk": test}, "{query}", "{query}", human)
+    pool = train[: cfg.toy_queries]
+    return Splits(pool, val, {"walk": test}, "{query}", "{query}", human)
 
 
 # -- stories ---------------------------------------------------------------------------------------

@@ -119,9 +119,15 @@ def test_walks_held_out_are_in_no_text_and_one_word_in_five_of_a_solution_is_wro
     assert 0.25 < sum(right) / len(right) < 0.5
 
 
-@pytest.mark.parametrize("flags", ["--val-queries 1604", "--val-queries 5000"])
-def test_walks_keep_a_test_set(flags):
-    with pytest.raises(UserError, match=f"{flags}: there are 1,604 held-out questions"):
+@pytest.mark.parametrize(
+    "flags, there",
+    [
+        ("--val-queries 1604", "1,604 held-out questions, and some must be left to test on"),
+        ("--toy-queries 8000", "7,521 questions"),
+    ],
+)
+def test_walks_say_where_there_are_too_few_questions(flags, there):
+    with pytest.raises(UserError, match=f"{flags}: there are {there}"):
         toy.load_walk(parse_config(["--task", "walk", *flags.split()]))
 
 
