@@ -127,7 +127,8 @@ class Config:
     sample_budget: int = opt(65536, "tokens held at once by the transformers engine", 1)
     chunk: int = opt(1000, "queries sampled between two saves", 1)
     probe: bool = opt(False, "balance once, say what each T yields and R, and stop")
-    preflight: bool = opt(False, "say what memory and disk the run needs, and stop")
+    preflight: bool = opt(False, "say what memory, disk and hours the run needs, and stop")
+    tokens_per_second: float = opt(0.0, "sampling, for those hours; 0: 1e14 / parameters", 0)
     gradient_checkpointing: bool = opt(False, "less memory, about a third more time")
     gpu_memory: float = opt(0.0, "vLLM's share of the GPU; 0: what the trainer leaves", 0, 1)
 
@@ -324,6 +325,7 @@ def unread(cfg: Config) -> dict[str, str]:
         ("model" in preset, by_task, toys),  # a fork's task may be a toy, too
         (preset.get("reward") != "tests", by_task, "unsafe_code"),
         (not cfg.model, "without --model", "chat"),
+        (not cfg.preflight, "without --preflight", "tokens_per_second"),
         (cfg.model != "", "with --model", "toy_texts"),
         (not cfg.prm, "without --prm", "prm_format"),
         (cfg.reward != "answer+prm", by_reward, "prm prm_format"),

@@ -37,7 +37,7 @@ from data import Query, Splits, UserError
 from engine import Engine, gpu_share, make_engine
 from trainer import CACHE, Phase, write
 
-ACTIONS = ("out", "probe", "preflight")  # not settings of the run
+ACTIONS = ("out", "probe", "preflight", "tokens_per_second")  # not settings of the run
 
 # -- the run's folder -----------------------------------------------------------------------------
 
@@ -509,7 +509,7 @@ SIZES = {"gsm8k": (7000, 1319), "math": (11500, 1819), "arc": (1200, 1172), "cod
 def hours(cfg: Config, n: int) -> str:
     """Hours of an iteration on one H200: estimates; the truth may be 1.5 times as long.
 
-    balance, pool, evaluation   responses * max_tokens / 3 tokens at 1e14 / n a second
+    balance, pool, evaluation   responses * max_tokens / 3 tokens at --tokens-per-second
     scoring by a PRM            2 n FLOP a token, training 8 n (recomputed), at 400 TFLOP/s
     a row of both               0.4 max_length tokens
     """
@@ -525,7 +525,8 @@ def hours(cfg: Config, n: int) -> str:
     if cfg.reward == "answer+prm":
         scored = balanced + sampled + evaluated
 
-    response = cfg.max_tokens / 3 * n / 1e14 / 3600  # hours
+    rate = cfg.tokens_per_second or 1e14 / n
+    response = cfg.max_tokens / 3 / rate / 3600  # hours
     flop = 0.4 * cfg.max_length * n / 400e12 / 3600  # hours of one FLOP a parameter and token
     estimate = {
         "balance": balanced * response,
