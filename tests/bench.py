@@ -501,8 +501,8 @@ def main() -> None:
 ## What the preflight says, and what a run takes
 
 The process's peak less Python and its libraries (`python tests/bench.py --memory`), in MiB; models
-by their vocabulary, width, inner width, layers, heads and key heads. A small model is exercised
-first. So the 128 MiB of the compiler, which the preflight counts for adamw8bit, are not in the peak.
+by their vocabulary, width, inner width, layers, heads and key heads. A small model runs first, so
+the 128 MiB of the compiler, which the preflight counts for adamw8bit, are not in the peak.
 
 | what, tokens a row, model, flags | preflight | peak | ratio | peak as glibc leaves it |
 |---|---|---|---|---|
