@@ -1,5 +1,6 @@
 """data.py: loaders on small files and on the real rows, prompts, batches, and how a script ends."""
 
+import gc
 import gzip
 import json
 import os
@@ -548,11 +549,14 @@ HOSTILE = [
 def test_boxes_take_linear_time(opening, closing):
     def seconds(n: int) -> float:
         text = r"\boxed " + opening * n + closing * n
+        gc.disable()  # a full collection would visit all that the tests before have left
         start = time.process_time()
         data.last_boxed(text)
         data._math_gold("Find all $x$.", text)
         data.math_row("f:1", {"problem": text, "solution": text, "answer": text})
-        return time.process_time() - start
+        spent = time.process_time() - start
+        gc.enable()
+        return spent
 
     # in turns, and the best of five: another process on the machine slows some of them
     pairs = [(seconds(20_000), seconds(5_000)) for _ in range(5)]

@@ -235,7 +235,7 @@ FITS = [
     (139, 40, MATH, ["host 35 GiB"]),
     (139, 200, MATH, ["estimated: 6.5 an iteration (balance 1.6, pool 3.6, training"]),
     (139, 200, f"{MATH} {SMALL}", [", 7 for 9\n"]),
-    (139, 200, f"{MATH} --tokens-per-second 6900", ["balance 3.2, pool 7.2, training"]),
+    (139, 200, f"{MATH} --preflight --tokens-per-second 6900", ["balance 3.2, pool 7.2, training"]),
     # with its PRM, as in the paper
     (139, 200, "--task math --model hub/Mistral-7B", ["scoring 4.4", "host 48.5 GiB"]),
 ]
