@@ -735,4 +735,7 @@ def _machine_fault(e: Exception) -> str:
         return "the working directory is gone; go to another and give the same command"
     if not _DISK_FAULT.search(str(e)):
         return ""
-    return f"{_one_line(e)}; what was complete is kept, the same command goes on"
+    reason = _one_line(e)
+    if "unexpected pos" in reason:  # torch.save knows how far it came, and not why
+        reason = "a checkpoint can't be written whole; the disk is full"
+    return f"{reason}; what was complete is kept, the same command goes on"

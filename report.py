@@ -166,6 +166,8 @@ def summary(runs: Sequence[Run], against: Path | None = None) -> pd.DataFrame:
     for group in groups.values():  # each with its own K and S in the names
         columns += [spelled(key, group[0].rows[-1]) for key in COLUMNS]
     columns = [name for name in dict.fromkeys(columns) if name in text]
+    if "distinct" in columns and not values["distinct"].any():
+        columns.remove("distinct")  # no solution has an equation
     return text.loc[list(groups), columns].reset_index()
 
 
@@ -216,6 +218,8 @@ def changes(rows: Sequence[dict]) -> dict[str, tuple[float, float, int]]:
     for name in ("pass@1", "pass@K", "pass@K-S", "sound@1", "distinct"):
         key = spelled(name, rows[0])
         first, last = rows[0], rows[-1]
+        if key == "distinct" and not any(row.get(key) for row in rows):
+            continue  # no solution has an equation
         if len(with_numbers([first, last], [key, "queries", "coverage"])) == 2:
             sign = shift(*share(first, key), *share(last, key))
             changed[key] = (first[key], last[key], sign)

@@ -300,6 +300,7 @@ def script(body: str, **how) -> subprocess.Popen:
         ("raise KeyboardInterrupt", 130, "stopped; the same command goes on from here"),
         ("open('/dev/full', 'w').write('x' * 9999)", 2, "No space left on device; what was comp"),
         ("raise RuntimeError('I/O error: No space left on device (os error 28)')", 2, "I/O error"),
+        ("raise RuntimeError('unexpected pos 238592 vs 238480')", 2, "the disk is full; what was"),
         (
             "os.chdir(p := tempfile.mkdtemp()); os.rmdir(p); pathlib.Path('x').write_text('')",
             2,

@@ -60,6 +60,13 @@ def balance(path, t, seed):
 # -- tables ----------------------------------------------------------------------------------------
 
 
+def test_where_no_solution_has_an_equation_nothing_is_said_of_distinct_ones():
+    run = report.read_run(Path(report.__file__).parent / "results" / "walk-bstar-answer-0")
+    assert all(row["distinct"] == 0 for row in run.rows)
+    assert "distinct" not in report.summary([run])
+    assert "distinct" not in report.changes(run.rows)
+
+
 def test_table_shows_first_last_best_and_gain_with_means_over_seeds(tmp_path):
     paths = [
         make_run(tmp_path / "run-1", 1, passes=[10.0, 30.0, 20.0]),
