@@ -102,10 +102,10 @@ def up_to_stop(row: list[int], stop_ids: list[int]) -> list[int]:
 
 def write_chunk(part: Path, groups: list[list[Sample]]) -> None:
     """One line a query: [response, finish_reason] of each sample."""
-    lines = []
+    rows = []
     for group in groups:
-        lines.append(json.dumps([[s.response, s.finish_reason] for s in group]))
-    trainer.write(part, gzip.compress("\n".join(lines).encode(), 3, mtime=0))
+        rows.append([[s.response, s.finish_reason] for s in group])
+    trainer.write_rows(part, rows)
 
 
 def read_chunk(part: Path) -> list[list[Sample]]:

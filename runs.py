@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import gzip
 import io
 import json
 import math
@@ -159,7 +158,7 @@ class Run:
     def save_samples(self, t: int, queries: list[Query], pool, kept) -> None:
         """samples/iter_N.jsonl.gz: one object a sample, for anyone to read."""
         chosen = set(map(id, chain(*kept)))  # two samples of a query may be equal
-        lines = []
+        rows = []
         for q, group in zip(queries, pool):
             for s in group:
                 # a program's gold are its tests, which can be megabytes
@@ -167,9 +166,8 @@ class Run:
                 row |= {**dataclasses.asdict(s), "selected": id(s) in chosen}
                 if s.reward == -math.inf:  # cut off; JSON has no infinity
                     row["reward"] = None
-                lines.append(json.dumps(row))
-        content = gzip.compress("\n".join(lines).encode(), 5, mtime=0)  # no time: the same bits
-        write(self.out / "samples" / f"iter_{t}.jsonl.gz", content)
+                rows.append(row)
+        trainer.write_rows(self.out / "samples" / f"iter_{t}.jsonl.gz", rows)
 
     @ranks.by_first
     def end_iteration(self, row: dict, starts: list[Path | str]) -> None:

@@ -17,7 +17,6 @@ PRMTrainer) and prm.json (what was measured). Whoever kills it starts the same c
 from __future__ import annotations
 
 import functools
-import gzip
 import hashlib
 import itertools
 import json
@@ -117,9 +116,7 @@ def annotate(
         row = {"query": query.id, "prompt": query.text, "completions": steps}
         row |= {"share": shares, "labels": [x > 0 for x in shares], "correct": ok}
         rows.append(row)
-    lines = "\n".join(map(json.dumps, rows))
-    # without the time in its head, the file is the same bits every time
-    trainer.write(path, gzip.compress(lines.encode(), 5, mtime=0))
+    trainer.write_rows(path, rows)
     return rows
 
 

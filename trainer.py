@@ -10,6 +10,7 @@ command again, and loses at most the phase in hand.
 from __future__ import annotations
 
 import functools
+import gzip
 import hashlib
 import json
 import math
@@ -459,6 +460,13 @@ def write(path: Path, content: bytes) -> None:
         f.flush()
         os.fsync(f.fileno())
     os.replace(tmp, path)
+
+
+def write_rows(path: Path, rows: list) -> None:
+    """JSON lines, gzipped, as a file that appears whole or not at all."""
+    lines = "\n".join(map(json.dumps, rows))
+    # without the time in its head, the file is the same bits every time
+    write(path, gzip.compress(lines.encode(), 5, mtime=0))
 
 
 def save(M: State, folder: Path, tokenizer) -> None:
