@@ -60,17 +60,29 @@ def read_run(path: Path) -> Run:
 
     raises  UserError  where the folder is no run of bstar.py
     """
-    try:
-        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        config = None
-    if not isinstance(config, dict) or not {"seed", "method", "reward"} <= config.keys():
+    config = read_config(path)
+    if not config:
         raise UserError(f"{path}: no config.json of bstar.py; expected a run's folder")
     seed = config.pop("seed")
     rows = with_numbers(read_jsonl(path / "metrics.jsonl"), ROW)
     ledger = decisions(read_jsonl(path / "ledger.jsonl"))
-    times = with_numbers(read_jsonl(path / "times.jsonl"), ["iter", "seconds"])
-    return Run(path, path.resolve().name, seed, config, rows, ledger, times)
+    return Run(path, path.resolve().name, seed, config, rows, ledger, read_times(path))
+
+
+def read_config(folder: Path) -> dict:
+    """config.json of a run's folder; {} where there is none, or one of something else."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    is_ours = isinstance(config, dict) and {"seed", "method", "reward"} <= config.keys()
+    return config if is_ours else {}
+
+
+def read_times(folder: Path) -> list[dict]:
+    """times.jsonl of a run's folder: the seconds of each phase of each iteration."""
+    timed = with_numbers(read_jsonl(folder / "times.jsonl"), ["iter", "seconds"])
+    return [row for row in timed if isinstance(row.get("phase"), str)]
 
 
 def with_numbers(lines: Iterable[dict], keys: Sequence[str]) -> list[dict]:

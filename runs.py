@@ -86,7 +86,7 @@ class Run:
         theirs = mine
         # a start that failed before it did anything does not hold the folder
         if {f.name for f in self.out.iterdir()} - {"lock", "config.json"}:
-            theirs = read_config(path)
+            theirs = earlier_config(self.out)
         # what nothing reads in such a run may have been given to an earlier version
         keys = (mine.keys() | theirs.keys()).difference(MEMORY, unread(self.cfg))
         changed = [key for key in sorted(keys) if theirs.get(key) != mine.get(key)]
@@ -194,7 +194,7 @@ class Run:
     def seconds(self, t: int) -> dict[str, float]:
         """Seconds of each phase of an iteration, over all starts of the run."""
         total: Counter[str] = Counter()
-        for row in numbered_rows(self.out / "times.jsonl"):
+        for row in report.read_times(self.out):
             if row["iter"] == t:
                 total[row["phase"]] += row["seconds"]
         return total
@@ -208,26 +208,24 @@ class Run:
         print(report.report([run], self.out), f"{self.out}/metrics.jsonl", f"{self.out}/policy")
 
 
-def read_config(path: Path) -> dict:
+def earlier_config(out: Path) -> dict:
     """config.json of an earlier start; settings that it does not know yet have their defaults.
 
-    raises  UserError  where the folder is not empty and not a run's
+    raises  UserError  where the folder is not a run's
     """
-    try:
-        config = json.loads(path.read_text())
-        config["task"], config["method"], config["num_iters"]
-    except (OSError, ValueError, KeyError, TypeError):
+    config = report.read_config(out)
+    if not config:
         raise UserError(
-            f"--out {path.parent}: it holds files, but no readable config.json of a run; "
+            f"--out {out}: it holds files, but no readable config.json of a run; "
             "choose another --out"
-        ) from None
+        )
     defaults = {f.name: f.default for f in dataclasses.fields(Config) if f.name not in ACTIONS}
     return {**defaults, **config}
 
 
 def numbered_rows(path: Path) -> list[dict]:
     """The rows of a JSON-lines file that say their iteration."""
-    return [row for row in metrics.read_jsonl(path) if isinstance(row.get("iter"), int)]
+    return report.with_numbers(metrics.read_jsonl(path), ["iter"])
 
 
 def whole_rows(path: Path) -> list[dict]:
