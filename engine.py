@@ -32,7 +32,11 @@ from data import Query, Sample, UserError
 
 
 class Engine:
-    """What both engines share: prompts, and chunks of samples that survive a kill."""
+    """What both engines share: prompts, and chunks of samples that survive a kill.
+
+    An engine has three more methods: wake(policy) takes the weights, sleep() lets go of them,
+    sample(prompts, n, temperature, seed, bar) returns n Samples of each prompt.
+    """
 
     checked = True  # False after a swap that the canary has not tried
 
