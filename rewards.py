@@ -338,10 +338,9 @@ class PRM:
             of_rows = [hidden[b, where] for b, where in enumerate(places)]  # (steps, width) each
             return self.format.head(self.model, self.tokenizer, torch.cat(of_rows))
 
-        L = max(map(len, rows))
-        padded = [row + [0] * (L - len(row)) for row in rows]
-        ids = torch.tensor(padded, device=self.model.device)  # (B, L)
-        return ranks.inside(self.model, at_places, ids).float()
+        tensors = [torch.tensor(row) for row in rows]
+        ids = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)  # (B, L)
+        return ranks.inside(self.model, at_places, ids.to(self.model.device)).float()
 
     @contextmanager
     def on_gpu(self) -> Iterator[None]:
