@@ -88,7 +88,7 @@ class Config:
     chat: str = opt("auto", "prompts through the chat template", one_of=("auto", "on", "off"))
     val_queries: int = opt(500, "held out to choose checkpoints on [App. A]", 1)
     unsafe_code: bool = opt(False, "run programs even where Landlock or seccomp is missing")
-    toy_max_ops: int = opt(5, "operations in the toy's longest stories", 2, len(toy.NAMES) - 1)
+    toy_max_ops: int = opt(5, "operations in the toy's longest stories", 2, 8)
     toy_texts: int = opt(32000, "texts that the toy's base model has read", 1)
     toy_queries: int = opt(20000, "the toy's training questions", 10)
     toy_solutions: int = opt(500, "human solutions of the toy, at most (the SFT set)", 1)

@@ -26,7 +26,7 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data import Query, Splits, UserError
+from data import Query, Splits, UserError, progress
 
 # -- walks -----------------------------------------------------------------------------------------
 
@@ -370,7 +370,13 @@ def story_texts(max_ops: int, n: int) -> list[Query]:
     It knows the form, the numbers and both readings of a sentence, the wrong one better.
     """
     rng = random.Random(f"toy text {max_ops}")
-    return [draw_story(rng, max_ops, f"text/{i}", SLIP) for i in range(n)]
+    texts = []
+    bar = progress(n, "stories to read")
+    for i in range(n):
+        texts.append(draw_story(rng, max_ops, f"text/{i}", SLIP))
+        bar.update()
+    bar.close()
+    return texts
 
 
 def load_stories(cfg) -> Splits:
@@ -391,6 +397,7 @@ def load_stories(cfg) -> Splits:
 def _fresh(rng: random.Random, cfg, split: str, n: int, seen: set[str]) -> list[Query]:
     """n stories that are not in `seen`, which they join."""
     queries: list[Query] = []
+    bar = progress(n, f"{split} stories")
     while len(queries) < n:
         # of short stories there are a few hundred only
         for _ in range(1000):
@@ -404,6 +411,8 @@ def _fresh(rng: random.Random, cfg, split: str, n: int, seen: set[str]) -> list[
             )
         seen.add(query.text)
         queries.append(query)
+        bar.update()
+    bar.close()
     return queries
 
 
