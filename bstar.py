@@ -222,11 +222,10 @@ def sft_baseline(run: Run, setup: Setup, starts: list, score: Callable) -> None:
         run.end_iteration(row, starts)
 
 
-def make_reward(cfg: Config, setup: Setup, run: Run) -> Callable:
+def make_reward(cfg: Config, setup: Setup, prm: rewards.PRM | None, run: Run) -> Callable:
     """score(queries, groups): fills r and what it is made of   [Eq. 1]"""
-    prm = None
     if cfg.reward == "answer+prm":
-        prm = train_prm.load(cfg, setup)
+        prm = prm or train_prm.own(cfg, setup)
         run.lap(0, "prm")
     score = functools.partial(rewards.score, task=cfg.task, reward=cfg.reward, prm=prm)
     return memory_by("a smaller --token-budget")(score)
@@ -242,9 +241,9 @@ def main(argv: list[str] | None = None) -> None:
     if run.finished:
         print(f"{run.out}: finished; another --out or --seed starts a new run")
         return run.finish()
-    train_prm.check(cfg)
+    prm = train_prm.given(cfg)  # where it can't be read, before anything is made
     setup = set_up(cfg, run)
-    score = make_reward(cfg, setup, run)
+    score = make_reward(cfg, setup, prm, run)
     starts = sft(cfg, setup.base, setup.human, setup.tokenizer)  # M_0 first   [App. A]
     run.lap(0, "sft")
     if not METHODS[cfg.method].iterate:

@@ -451,15 +451,16 @@ def line(row: dict) -> str:
 MARK = "inputs.sha256"  # names what the PRM in a folder is made from
 
 
-def check(cfg: Config) -> None:
-    """Raises UserError where --prm can't be read as --prm-format says, before anything is made."""
+def given(cfg: Config) -> PRM | None:
+    """The PRM of --prm; raises UserError where it can't be read as --prm-format says."""
     if cfg.prm:
-        PRM.load(cfg.prm, cfg.prm_format)
+        return PRM.load(cfg.prm, cfg.prm_format, cfg.token_budget, cfg.task)
+    return None
 
 
-def load(cfg: Config, setup: Setup) -> PRM:
-    """The run's PRM: --prm, or the task's own, which is made now where there is none."""
-    return PRM.load(cfg.prm or ready(cfg, setup), cfg.prm_format, cfg.token_budget, cfg.task)
+def own(cfg: Config, setup: Setup) -> PRM:
+    """The task's own PRM, which is made now where there is none."""
+    return PRM.load(ready(cfg, setup), "own", cfg.token_budget, cfg.task)
 
 
 def ready(

@@ -130,7 +130,7 @@ def test_a_full_gpu_in_scoring_names_the_flag(toy, monkeypatch):
 
     monkeypatch.setattr(bstar.rewards, "score", full)
     monkeypatch.setattr(bstar.Run, "lap", lambda *args: None)
-    score = bstar.make_reward(toy.cfg, toy.setup, bstar.Run)
+    score = bstar.make_reward(toy.cfg, toy.setup, None, bstar.Run)
     with pytest.raises(UserError, match="a smaller --token-budget"):
         score([], [])
 
@@ -143,7 +143,7 @@ def test_evaluate_names_further_test_sets_and_can_be_greedy_alone(toy, tmp_path)
     splits = dataclasses.replace(toy.setup.splits, tests={"toy": test, "more": test[5:]})
     cfg = tiny(f"--out {tmp_path} --eval-queries 4")
     setup = dataclasses.replace(toy.setup, splits=splits, engine=toy.engine(tmp_path))
-    score = bstar.make_reward(cfg, setup, bstar.Run(cfg))
+    score = bstar.make_reward(cfg, setup, None, bstar.Run(cfg))
     row = bstar.evaluate(State(0, toy.policy()), setup, score, cfg)
     assert {"val/pass@1", "pass@1", "pass@4-2", "reward@4-2", "more/pass@4"} <= set(row)
     drawn = sorted(path.name for path in setup.engine.parts.glob("iter0.more*"))

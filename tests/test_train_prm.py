@@ -289,11 +289,12 @@ def test_a_prm_is_read_before_anything_is_made(base, tmp_path):
     flags = ["--task", "stories", "--prm", str(tmp_path / "nope")]
     cfg = parse_config(flags)
     with pytest.raises(UserError, match="--prm .*nope"):
-        train_prm.check(cfg)
-    train_prm.check(parse_config([]))
+        train_prm.given(cfg)
+    assert train_prm.given(parse_config([])) is None
     prm = train_prm.new_prm(base, trainer.load_tokenizer(base), "{query}", prm_config())
     trainer.save(trainer.State(0, prm.model), tmp_path / "prm", prm.tokenizer)
-    train_prm.check(parse_config(["--task", "stories", "--prm", str(tmp_path / "prm")]))
+    cfg = parse_config(["--task", "stories", "--prm", str(tmp_path / "prm")])
+    assert train_prm.given(cfg).task == "stories"
 
 
 # -- as a user runs it -----------------------------------------------------------------------------
