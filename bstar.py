@@ -42,7 +42,7 @@ from trainer import (
     Phase,
     State,
     adamw,
-    encode,
+    as_examples,
     load_policy,
     memory_by,
     place,
@@ -100,8 +100,8 @@ def select(groups: list[list[Sample]], tau: float, N: int, seed: int) -> list[li
     ranked = []
     for group in groups:
         reward, _, text = metrics.as_arrays([group])
-        repeated = metrics.repeats(reward, text)[0]
-        fresh = [s for s, again in zip(group, repeated) if not again and s.reward > tau]
+        duplicate = metrics.duplicates(reward, text)[0]
+        fresh = [s for s, again in zip(group, duplicate) if not again and s.reward > tau]
         # the sort is stable: ties stay as they were drawn
         ranked.append(sorted(fresh, key=lambda s: -s.reward))
 
@@ -126,7 +126,7 @@ def improve(M: State, queries: list[Query], kept, setup: Setup, cfg: Config) -> 
     pairs = []
     for query, group in zip(queries, kept):
         pairs += [(query, s.response) for s in group]
-    examples = encode(pairs, setup, cfg, f"iteration {t}")
+    examples = as_examples(pairs, setup, cfg, f"iteration {t}")
     if not examples:
         print(
             f"iteration {t}: no response was selected; the policy stays as it is", file=sys.stderr

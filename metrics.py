@@ -269,35 +269,35 @@ def classes(texts: Sequence[str]) -> list[int]:
     return [numbers.setdefault(text, len(numbers)) for text in folded]
 
 
-def repeats(reward, text) -> Array:
+def duplicates(reward, text) -> Array:
     """Marks all samples but one of each class: the best-rewarded stays, the first of equals.
 
     reward   (Q, K) float; text (Q, K) int, see `classes`
     returns  (Q, K) bool
 
-    >>> repeats([[0.5, 0.9, 0.9]], [[0, 0, 0]]).tolist()
+    >>> duplicates([[0.5, 0.9, 0.9]], [[0, 0, 0]]).tolist()
     [[True, False, True]]
     """
     falling = -_table(reward)
     text = np.asarray(text)
-    repeated = np.ones(falling.shape, bool)
+    duplicate = np.ones(falling.shape, bool)
     orders = np.argsort(falling, axis=1, kind="stable")
     for q, order in enumerate(orders):
         _, first = np.unique(text[q, order], return_index=True)
-        repeated[q, order[first]] = False
-    return repeated
+        duplicate[q, order[first]] = False
+    return duplicate
 
 
-def sweep(reward, correct, repeated, taus: Sequence[float]) -> tuple[Array, Array]:
+def sweep(reward, correct, duplicate, taus: Sequence[float]) -> tuple[Array, Array]:
     """n_i and n'_i at every tau: the unique responses with r > tau, the correct ones   [Sec. 2.3]
 
-    reward, correct, repeated  (Q, K) float, bool, bool, see `repeats`
+    reward, correct, duplicate  (Q, K) float, bool, bool, see `duplicates`
     taus                       (G,) float
     returns                    n_sel, n_correct, (Q, G) int
     """
     taus = np.asarray(taus, float)
     reward = _table(reward)
-    unique = np.where(_table(repeated), -np.inf, reward)  # no tau selects -inf
+    unique = np.where(_table(duplicate), -np.inf, reward)  # no tau selects -inf
     right = np.where(_table(correct), unique, -np.inf)
     n_sel = (unique[:, :, None] > taus).sum(axis=1)  # (Q, K, G) -> (Q, G)
     n_correct = (right[:, :, None] > taus).sum(axis=1)
@@ -318,7 +318,7 @@ def decide(
     """
     qe, empty = [], []
     for reward, correct, text in by_T:
-        n_sel, n_correct = sweep(reward, correct, repeats(reward, text), taus)
+        n_sel, n_correct = sweep(reward, correct, duplicates(reward, text), taus)
         qe.append(query_effect(n_sel, n_correct, n_star))
         empty.append(n_sel == 0)
     qe = np.stack(qe)  # (G_T, Q, G_tau)
@@ -382,7 +382,7 @@ def unique_correct(reward, correct, text) -> float:
     >>> unique_correct([[1, 1, 1, 0]], [[True, True, True, False]], [[0, 0, 1, 2]])
     2.0
     """
-    counted = np.asarray(correct, bool) & ~repeats(reward, text)
+    counted = np.asarray(correct, bool) & ~duplicates(reward, text)
     return round(float(counted.sum(axis=1).mean()), 4)
 
 
@@ -474,7 +474,7 @@ def of_pool(
     check  the exact step checker of the task, or None
     """
     reward, correct, text = as_arrays(pool)
-    n_sel, n_correct = sweep(reward, correct, repeats(reward, text), [tau])
+    n_sel, n_correct = sweep(reward, correct, duplicates(reward, text), [tau])
     qe = query_effect(n_sel, n_correct, n_star)
     selected = list(chain.from_iterable(kept))
     row = {

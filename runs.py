@@ -323,7 +323,7 @@ def set_up(cfg: Config, run: Run | None = None) -> Setup:
     pairs = []
     for q in splits.human or splits.train:
         pairs += [(q, y) for y in (q.solution, *q.more_solutions) if y]
-    setup.human = trainer.encode(pairs, setup, cfg, "human solutions")
+    setup.human = trainer.as_examples(pairs, setup, cfg, "human solutions")
     if run:
         run.lap(0, "setup")
     return setup

@@ -294,10 +294,10 @@ LAYOUTS = {"input": from_shepherd, "question": from_prm800k, "prompt": from_ours
 # -- train -----------------------------------------------------------------------------------------
 
 # a solution as the PRM reads it: ids, and (places of the step scores, their labels)
-Example = tuple[list[int], tuple[list[int], list[float]]]
+Rated = tuple[list[int], tuple[list[int], list[float]]]
 
 
-def encode(prm: PRM, rows: list[dict], cfg: PRMConfig) -> list[Example]:
+def as_examples(prm: PRM, rows: list[dict], cfg: PRMConfig) -> list[Rated]:
     """Annotated solutions as examples; those without a label and over-long ones are left out."""
     examples = []
     for row in rows:
@@ -319,7 +319,7 @@ def encode(prm: PRM, rows: list[dict], cfg: PRMConfig) -> list[Example]:
     return examples
 
 
-def accumulate(prm: PRM, _, batch: list[Example], token_budget: int) -> float:
+def accumulate(prm: PRM, _, batch: list[Rated], token_budget: int) -> float:
     """Adds to .grad that of the mean cross-entropy of a global batch's steps; returns that mean."""
     import torch
 
@@ -385,7 +385,7 @@ def fit(setup: Setup, rows: list[dict], cfg: PRMConfig, out: Path) -> None:
     if done:
         trainer.load_trainer(start, optimizer)
 
-    examples = encode(prm, rows, cfg)
+    examples = as_examples(prm, rows, cfg)
     n = math.ceil(len(examples) / cfg.batch_size)  # steps an epoch
     backward = functools.partial(accumulate, prm)
     for e in range(done, cfg.prm_epochs):

@@ -369,7 +369,7 @@ def skip(reason: str, in_a_row: int) -> None:
         )
 
 
-def encode(pairs: list, setup, cfg: Config, name: str) -> list[tuple[list[int], int]]:
+def as_examples(pairs: list, setup, cfg: Config, name: str) -> list[tuple[list[int], int]]:
     """(query, response) pairs as training examples; over-long ones are counted and left out.
 
     setup  a runs.Setup: its tokenizer, prompts, and the token that ends a response

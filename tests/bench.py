@@ -301,7 +301,7 @@ def balancer(_) -> dict:
         reward = correct + rng.uniform(-1, 1, correct.shape)
         text, taus = rng.integers(0, 40, correct.shape), np.linspace(-1, 2, n_taus).tolist()
         by_T = [metrics.Outcomes(*at_T) for at_T in zip(reward, correct, text)]
-        once = reward[0], correct[0], metrics.repeats(reward[0], text[0]), taus
+        once = reward[0], correct[0], metrics.duplicates(reward[0], text[0]), taus
         name = f"{n_taus} thresholds, {correct.size:,} samples of {Q} questions"
         rows[name] = clock(metrics.decide, by_T, temperatures, taus, 6, n=3)
         rows[f"{name}, of it counting above them"] = 8 * clock(metrics.sweep, *once, n=3)

@@ -41,7 +41,7 @@ def test_no_queries_give_no_numbers():
     assert metrics.pass_at_k_s(4, [], 2, 1).shape == (0,)
     for none in ([], np.zeros((0, 4))):
         assert metrics.reward_at_k_s(none, none, 2, 1).shape == (0,)
-        n_sel, n_correct = metrics.sweep(none, none, metrics.repeats(none, none), [0.0, 0.5])
+        n_sel, n_correct = metrics.sweep(none, none, metrics.duplicates(none, none), [0.0, 0.5])
         assert metrics.query_effect(n_sel, n_correct, 6).shape == (0, 2)
 
 
@@ -153,7 +153,7 @@ def test_sweep_equals_counting_at_every_tau():
         correct = (text + query) % 2 == 0  # one text, one verdict, one reward
         reward = np.round(np.sin(text * 7.0 + query) * 2, 1)  # meets grid points
         reward[text == 4] = -np.inf  # cut-off responses
-        n_sel, n_correct = metrics.sweep(reward, correct, metrics.repeats(reward, text), taus)
+        n_sel, n_correct = metrics.sweep(reward, correct, metrics.duplicates(reward, text), taus)
         for q, g in itertools.product(range(4), range(len(taus))):
             expected = naive_counts(reward[q], correct[q], text[q], taus[g])
             assert (n_sel[q, g], n_correct[q, g]) == expected
@@ -161,7 +161,7 @@ def test_sweep_equals_counting_at_every_tau():
 
 def test_repeats_ranks_nan_with_cut_off_responses():
     reward = [[math.nan, -math.inf, -math.inf], [-math.inf, math.nan, 0.0]]
-    repeated = metrics.repeats(reward, [[0, 0, 1], [0, 0, 0]])
+    repeated = metrics.duplicates(reward, [[0, 0, 1], [0, 0, 0]])
     assert repeated.tolist() == [[False, True, False], [True, True, False]]
 
 

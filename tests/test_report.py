@@ -207,7 +207,7 @@ def test_replay_with_other_settings(tmp_path):
     pool = [array[[0, 2], :9, :5] for array in report.load_pool(run, run.ledger[0])]
     expected = []
     for reward, correct, text in zip(*pool):
-        n_sel, n_correct = metrics.sweep(reward, correct, metrics.repeats(reward, text), [0.25])
+        n_sel, n_correct = metrics.sweep(reward, correct, metrics.duplicates(reward, text), [0.25])
         expected.append(metrics.query_effect(n_sel, n_correct, 4).mean())
     assert np.allclose(np.ravel(line["surface"]), expected, atol=1e-6)
     assert line["n_star"] == 4 and line["temperatures"] == [0.5, 1.1]

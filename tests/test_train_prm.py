@@ -242,8 +242,8 @@ def test_what_cannot_be_trained_on_is_counted_and_left_out(base, capsys):
     long = {"prompt": STORY * 20, "completions": ["# 0"], "labels": [1.0]}
     bare = {"prompt": STORY, "completions": ["# 0"], "labels": [None]}
     with pytest.raises(UserError, match="none of 2 annotated .* fits --max-length 160"):
-        train_prm.encode(prm, [long, bare], cfg)
-    assert len(train_prm.encode(prm, [long, bare, {**bare, "labels": [0.5]}], cfg)) == 1
+        train_prm.as_examples(prm, [long, bare], cfg)
+    assert len(train_prm.as_examples(prm, [long, bare, {**bare, "labels": [0.5]}], cfg)) == 1
     assert "annotations: 2 of 3 have no label or are longer" in capsys.readouterr().err
 
 

@@ -262,7 +262,7 @@ def test_without_sft_the_model_is_taken_as_it_is(toy):
 def test_examples_that_are_too_long_are_counted_and_left_out(toy, capsys):
     q = toy.setup.splits.train[0]
     pairs = [(q, "# 1"), (q, "# 1 " * 200)]
-    examples = trainer.encode(pairs, toy.setup, toy.cfg, "pool")
+    examples = trainer.as_examples(pairs, toy.setup, toy.cfg, "pool")
     assert len(examples) == 1 and examples[0][1] == len(toy.setup.prompt(q))
     assert "pool: 1 of 2 are longer than --max-length 160" in capsys.readouterr().err
 
