@@ -13,6 +13,7 @@ right only where it is the same text.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import operator
 import os
@@ -37,11 +38,12 @@ from toy import reaches
 _EMPTY_BOX = re.compile(r"\\(?:boxed|fbox) ?\{\s*+\}")
 _PHRASES = [
     re.compile(r".*####\s*+([^\n]+)", re.S),
+    re.compile(r".*<answer>\s*+([^\n<]+)", re.S),
     re.compile(r"(?i).*answer(?: is|\s*+\**+:)[:\s*]*+(?:\$\$|\\\[)?\s*+([^\n]+)", re.S),
 ]
 # A full stop ends the answer, but "2.5" and "4 p.m." go on.
 _SENTENCE_END = re.compile(
-    r"(?<![ap]\.m)\.(?=[\s*$]|$)(?!\s*m\.)|,?\s+(?:because|since|which|where|I hope)\b"
+    r"(?<![ap]\.m)\.(?=[\s*$]|$)(?!\s*m\.)|,?\s+(?:because|since|which|where|I hope)\b|, not\b"
 )
 _MARKUP = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\b|[{}$*\\\"'`<>\[\]]")
 # "A dog" and "3 meters" are no labels, but "A: a dog" and "B a dog" are.
@@ -52,7 +54,8 @@ _LABEL = re.compile(
 )
 # A response that is a label, or a label and its text
 _BARE_LABEL = re.compile(
-    r"(?:(?i:option|choice)\s+)?\(?(?:[A-E1-5](?:[.):][^\n]*)?|[a-e][.)]*|(?<=\()[a-e]\)[^\n]*)"
+    r"(?:(?i:option|choice)\s+)?\(?(?:[A-E1-5](?:[.):][^\n]*| is (?:correct|right)\.?)?"
+    r"|[a-e][.)]*|(?<=\()[a-e]\)[^\n]*)"
 )
 # After the label another one: "A or B", "(A) rain, (B) snow"; not "(A), not (B)"
 _SECOND_LABEL = re.compile(
@@ -81,10 +84,11 @@ def _final_answer(text: str) -> str | None:
 
 def _choice(text: str) -> str | None:
     """The one label a response names: "(B)", "B.", "B) text", "option b"; "A or B" names none."""
-    named = re.sub(r"(?i)\b(?:correct|right|best) (?:option|choice)\b", "answer", text)
+    named = re.sub(r"(?i)\b(?:(?:correct|right|best) (?:option|choice)|ans(?=:))", "answer", text)
     answer = _final_answer(named)
-    if answer is None and _BARE_LABEL.fullmatch(_MARKUP.sub("", text[:2000]).strip()):
-        answer = text
+    line, _, reasons = text.strip().partition("\n")
+    if answer is None and _BARE_LABEL.fullmatch(_MARKUP.sub("", line[:2000]).strip()):
+        answer = None if re.search(r"\([A-E1-5]\)", reasons) else line
     answer = _MARKUP.sub("", (answer or "")[:2000]).strip()
     m = _LABEL.match(answer)
     if not m or _SECOND_LABEL.match(answer, m.end()):
@@ -100,8 +104,9 @@ def _story_answer(text: str) -> str | None:
 
 # -- normalise: one spelling for what LaTeX and prose spell in many ways ------------------------
 
-_SIGNS = r"\times |\cdot |\pi |\infty |\sqrt |\frac12|^2|^3|\le |\ge |\ne |\cup ".split("|")
-_UNICODE = str.maketrans(dict(zip("×·π∞√½²³≤≥≠∪", _SIGNS)))
+_SIGNS = r"\times |\cdot |\pi |\infty |\sqrt |^2|^3|\le |\ge |\ne |\cup ".split("|")
+_SIGNS += r"\frac12|\frac13|\frac23|\frac14|\frac34".split("|")
+_UNICODE = str.maketrans(dict(zip("×·π∞√²³≤≥≠∪½⅓⅔¼¾", _SIGNS)))
 _UNICODE |= str.maketrans("−–÷", "--/", "€£\0\1")
 _WORDS_TO_12 = "zero one two three four five six seven eight nine ten eleven twelve".split()
 _NUMBER_WORDS = {word: str(number) for number, word in enumerate(_WORDS_TO_12)}
@@ -122,6 +127,14 @@ def _repeating(m: re.Match) -> str:
     return f"({whole}{digits}0+{period}/{'9' * len(period)}{'0' * len(digits)})"
 
 
+_LARGE = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+
+
+def _large(m: re.Match) -> str:
+    r"""2.5 million -> (2.5\cdot10^{6})"""
+    return rf"({m[1]}\cdot10^{{{_LARGE[m[2]]}}})"
+
+
 _COMMANDS = {"lt": "<", "gt": ">", "div": "/", "varnothing": r"\emptyset"}
 _COMMANDS |= {"lbrace": r"\{", "lBrace": r"\{", "rbrace": r"\}", "rBrace": r"\}"}
 _TRIG = "sin|cos|tan|cot|sec|csc"
@@ -132,6 +145,7 @@ _SPELLINGS: list[tuple[str, str | Callable]] = [
     (r"\\phantom\s*(?:\{[^}]*\}|.)", ""),
     (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle)(?![a-zA-Z])\.?|\\[()\[\]]", ""),
     (r"(?<!\\)\$|\*\*", ""),
+    (r"(?<=\d)\{:\}(?=\d)", ":"),
     # thousands: 1,\!000  1{,}000  1\,000  1~000
     (r"(?<=\d)\s*,\s*\\!\s*(?=\d{3})|\\!", ""),
     (r"(?<=\d)\{,\}(?=\d)|(?<=\d)(?:\\[,;: ]|~)(?=\d{3}(?!\d))", ""),
@@ -141,6 +155,8 @@ _SPELLINGS: list[tuple[str, str | Callable]] = [
     # commands with several names
     (r"\\[dtc]?(frac|binom)", r"\\\1"),
     (r"\{\s*(\w+)\s*\\choose\s*(\w+)\s*\}", r"\\binom{\1}{\2}"),
+    (r"(?:\{\s*\})?_\{?(\d+)\}?C_\{?(\d+)\}?", r"\\binom{\1}{\2}"),
+    (r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
     (r"\\(?:[lr]?vert|mid)(?![a-z])", "|"),
     (r"\\(?:leq|leqslant|geq|geqslant|neq)(?![a-z])", lambda m: m[0][:3]),
     (r"\\([a-zA-Z]+)", lambda m: _COMMANDS.get(m[1], m[0])),
@@ -152,11 +168,14 @@ _SPELLINGS: list[tuple[str, str | Callable]] = [
     (r"\\mathbb\s*\{?R\}?|^\s*all real(?: number)?s\s*$", r"(-\\infty,\\infty)"),
     # subscripts, logarithms and bases: braces where there is more than one character
     (r"(?<=\w)\s*\(?\s*(?:in )?base[ -]+(\w+)\s*\)?\s*$", r"_{\1}"),
+    (r"_\s*\{\s*(?:\(|base)\s*(\w+)\s*\)?\s*\}", r"_{\1}"),
     (r"\s*_\s*\{\s*([a-z]+)\s*\}", lambda m: f"_{{{_NUMBER_WORDS.get(m[1], m[1])}}}"),
     (r"\s*_\s*\{\s*(\w)\s*\}", r"_\1"),
     (r"\\?\blog\s*_\s*(?:(\d+)(?=[\s({\\])|(\w))", r"\\log_{\1\2}"),
     (r"_(\d\d+)", r"_{\1}"),
     (rf"(\\(?:{_TRIG})\s*\^)\s*(\w)", r"\1{\2}"),
+    # 24^{th}
+    (r"\^\s*\{?\s*(st|nd|rd|th)\s*\}?\s*$", r" \1"),
     # negative 6 is -6; the area is 6; in (D) 6 and (110)_2 the brackets add nothing
     (r"^\s*(?:negative|minus) +(?=[\d\\])", "-"),
     (r"^(\s*[a-zA-Z ]{6,} )is +(?=-?[\d\\])", r"\1="),
@@ -165,13 +184,14 @@ _SPELLINGS: list[tuple[str, str | Callable]] = [
     # a choice (C) is C; {x | x > 3} is x > 3; a set of one element is the element; {1, 2} is a set
     (r"(?<![\w})])\(([A-Z])\)(?![\w({])", r"\1"),
     (r"^\s*\\\{\s*[a-z]\s*[|:](.*)\\\}\s*$", r"\1"),
-    (r"^\s*\\\{([^,]*)\\\}\s*$", r"\1"),
+    (r"^\s*\\\{((?:(?!\\\}|,).)*)\\\}\s*$", r"\1"),
     (r"^\s*\{([^{}]*,[^{}]*)\}\s*$", r"\\{\1\\}"),
-    # money, percent, time of day, 1.5e3
+    # money, percent, time of day, 1.5 million, 1.5e3
     (r"^\\\$\s*([\d.,]*\d)[.,\s]*$", r"\1 dollars"),
     (r"\\\$", ""),
     (r"\\?%", " percent "),
     (r"(?i)(?<=\d)(?::00)?\s*([ap])\.?\s?m\b\.?", lambda m: f" {m[1].lower()}m"),
+    (rf"(?<![\w.])(\d+(?:\.\d+)?)\s+({'|'.join(_LARGE)})(?!s|th)", _large),
     (r"(?<![\d.])(\d+\.?\d*|\.\d+)[eE]([-+]?\d{1,3})(?![\w.])", r"(\1\\cdot10^{\2})"),
     # functions without a backslash, arguments without braces
     (rf"(?<![a-zA-Z\\])({_TRIG}|sqrt|log|ln|pi)(?![a-zA-Z])", r"\\\1"),
@@ -181,13 +201,15 @@ _SPELLINGS: list[tuple[str, str | Callable]] = [
     # lists in words
     (r"[,;]?\s*(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])", ","),
     # repeating decimals and mixed numbers
-    (r"(\d*\.)(\d*)\\overline\s*\{(\d+)\}", _repeating),
+    (r"(\d*\.)(\d*)\\(?:overline|bar|dot)\s*\{(\d+)\}", _repeating),
     (r"(?<![\d.\w}^])(\d+)\s*\\frac\s*\{(\d+)\}\s*\{(\d+)\}", r"(\1+\2/\3)"),
     (r"(?<![\d.\w}^])(\d+)\s(\d+)/(\d+)", r"(\1+\2/\3)"),
     # degrees are a fraction of pi inside a function, a unit at the end, and left out elsewhere
     (r"\^\s*(?:\{\s*\\circ\s*\}|\\circ(?![a-z]))|\\degrees?(?![a-z])|°", " degrees "),
-    (rf"(\\(?:{_TRIG})\s*)\(?([\d.]+) degrees ?\)?", r"\1(\2\\pi/180)"),
+    (rf"(\\(?:{_TRIG})\s*)(?:\(([\d.]+) degrees ?\)|([\d.]+) degrees ?)", r"\1(\2\3\\pi/180)"),
     (r" degrees (?=\s*[^\s.,;:)\]}])", " "),
+    # a ratio
+    (r"(?<=\d)\s+to\s+(?=\d+\s*$)", ":"),
     # an approximation beside the answer
     (r"^\s*\\approx|\\approx.*", ""),
     # blanks stay between words, numbers and brackets only; "2 3" is not 6
@@ -225,8 +247,11 @@ _TOKEN = re.compile(r"\\[a-zA-Z]+|\\.|.", re.S)
 _OPEN = ("(", "[", "{", r"\{", r"\langle", r"\begin")
 _CLOSE = (")", "]", "}", r"\}", r"\rangle", r"\end")
 _MATRIX = re.compile(
-    r"[(\[]?\s*\\begin\{([pb]?matrix|array)\}(?:\{[^}]*\})?(.*)\\end\{\1\}\s*[)\]]?", re.S
+    r"(?P<factor>[^&]*?)[(\[]?\s*\\begin\{(?P<kind>[pb]?matrix|array)\}(?:\{[^}]*\})?"
+    r"(?P<rows>.*)\\end\{(?P=kind)\}\s*[)\]]?",
+    re.S,
 )
+_ALL_BUT = re.compile(r"\(-\\infty,\\infty\)(?:\\setminus|\\backslash|-) ?\\\{([^{}]*)\\\}")
 _BRACKETS = re.compile(r"(\(|\[|\\\{|\\langle)(.*)(\)|\]|\\\}|\\rangle)", re.S)
 _THOUSANDS = re.compile(r"(?<![\d,.(\[])(\d{1,3}(?:,\d{3})+)(?![\d,])(?![^(\[]*[)\]])")
 _VARIABLE = re.compile(r"(?:[a-zA-Z]|\\[a-z]{2,})(?:_(?:\{[^{}]*\}|\w))?'*")
@@ -240,7 +265,7 @@ _NAME = re.compile(
     rf"|[a-wA-W]'*(?:_\w)?(?:\^\{{-1\}})?\({_ARGUMENT}(?:,{_ARGUMENT})*\)"  # f(2), P(A|B)
     r"|\\(?:sin|cos|tan|cot|sec|csc) ?(?:\\angle ?)?(?:[A-Z]+|\\[a-z]+)"  # \sin A
     r"|\\?(?:det|gcd|lcm) ?(?:[A-Z]|\([\w, ]+\))"
-    r"|\|\\?[a-zA-Z]+\||\\\|\\?[a-zA-Z]+\\\|"  # |z|, \|v\|
+    r"|\|\\?[a-zA-Z]+\||\\\|\\?[a-zA-Z]+\\\||\[[A-Z]{3,}\]"  # |z|, \|v\|, the area [ABC]
     r"|\((?:\\?[a-z]+,)+\\?[a-z]+\)"  # (x,y)
     r"|(?!abcd|wxyz)(?:[Tt]he )?[a-zA-Z]{4,}(?: [a-zA-Z]+)*"  # area
 )
@@ -263,6 +288,9 @@ def _items(text: str) -> list[str]:
     r"""The items of a list; x \pm y is the two items x + y and x - y."""
     items = []
     for item in filter(None, _split(text, ",", ";")[::2]):
+        if item.startswith(r"\{"):  # what \pm stands for are items of this set
+            items.append(item)
+            continue
         upper = item.replace(r"\pm", "+").replace(r"\mp", "-")
         lower = item.replace(r"\pm", "-").replace(r"\mp", "+")
         items += dict.fromkeys((upper, lower))
@@ -300,6 +328,16 @@ def _interval(sides: list[str], signs: list[str]) -> tuple[str, str]:
     return name, f"{brackets[left][0]}{low},{high}{brackets[right][1]}"
 
 
+def _without(numbers: list[str]) -> str:
+    r"""All real numbers but some, as a union of intervals.
+
+    >>> _without(["3", "-1"])
+    '(-\\infty,-1)\\cup(-1,3)\\cup(3,\\infty)'
+    """
+    ends = [r"-\infty", *sorted(numbers, key=lambda x: _mp.re(_values(x)[0])), r"\infty"]
+    return r"\cup".join(f"({low},{high})" for low, high in itertools.pairwise(ends))
+
+
 def _named(text: str) -> tuple[str, str]:
     r"""The name in front of an answer, and the answer without it.
 
@@ -309,6 +347,8 @@ def _named(text: str) -> tuple[str, str]:
     sides, signs = _relation(text)
     if signs == [r"\in"] and _VARIABLE.fullmatch(sides[0]):
         return sides[0], sides[1]
+    if signs == [r"\ne"] and _VARIABLE.fullmatch(sides[0]) and _is_number(sides[1]):
+        return sides[0], _without([sides[1]])
     if not set(signs) <= {"="}:
         name, interval = _interval(sides, signs)
         return name, interval or text
@@ -321,26 +361,46 @@ def _named(text: str) -> tuple[str, str]:
     return "", text
 
 
+def _matrix(m: re.Match) -> Node:
+    """The entries of a matrix, each times the factor in front of it; a column is a tuple."""
+    factor = f"{m['factor']}1" if m["factor"] in ("", "-") else m["factor"]
+    rows = []
+    for row in filter(str.strip, m["rows"].split("\1")):
+        entries = _split(row, "&")[::2]
+        if factor != "1":
+            entries = [f"({factor})({entry})" for entry in entries]
+        rows.append(tuple(map(_tree, entries)))
+    if all(len(row) == 1 for row in rows):
+        return Node("()", tuple(row[0] for row in rows))
+    return Node("rows", tuple(Node("row", row) for row in rows))
+
+
 @functools.lru_cache(100_000)
 def _tree(text: str) -> Node:
     """The tree of a normalised answer."""
     items, union = _items(text), _split(text, r"\cup")[::2]
     if len(items) > 1:
+        if all(_same_leaf(item, items[0]) for item in items):
+            return _tree(items[0])  # 5/2 or 2.5
         # "x < 1 or x > 2" is a union
         kind = "any|" if all(re.search(r"[<>]|\\[lg]e", item) for item in items) else "any,"
         return Node(kind, tuple(map(_tree, items)))
     if len(union) > 1:
+        if all(part.startswith(r"\{") for part in union):
+            return _tree(",".join(part[2:-2] for part in union))
         return Node("any|", tuple(map(_tree, union)))
+    m = _ALL_BUT.fullmatch(text)
+    if m and all(map(_is_number, _items(m[1]))):
+        return _tree(_without(_items(m[1])))
     name, answer = _named(text)
     if answer != text:
         return _tree(answer)._replace(name=name)
     if m := _MATRIX.fullmatch(text):
-        rows = [tuple(map(_tree, _split(row, "&")[::2])) for row in m[2].split("\1") if row.strip()]
-        if all(len(row) == 1 for row in rows):  # a column is the same as a tuple
-            return Node("()", tuple(row[0] for row in rows))
-        return Node("rows", tuple(Node("row", row) for row in rows))
+        return _matrix(m)
     m = _BRACKETS.fullmatch(text)
     parts = _split(m[2], ",")[::2] if m else []
+    if m and m[1] == r"\{":
+        parts = _items(m[2])
     if len(parts) > 1:
         kind = {r"\{": "any,", r"\langle": "()"}.get(m[1], m[1] + m[3])
         return Node(kind, tuple(map(_tree, parts)))
@@ -498,6 +558,8 @@ def _values(text: str, points: tuple = POINTS) -> tuple[Number, ...]:
     """
     if re.search(r"\.\d{60}", text):  # no decimal is as long as a computed value
         return ()
+    if r"\infty" in text and not re.fullmatch(r"[-+(]*\\infty\)*", text):
+        return ()  # nothing can be computed with it
     values = []
     for point in points:
         parser = _Parser(text, point)
@@ -567,11 +629,13 @@ def _measure(text: str) -> tuple[str, tuple]:
     m = _MEASURE.fullmatch(text)
     if not m or _CHANGES_VALUE.search(m[3].strip()):
         return text, ()
+    if r"\pi" in m[1] and "degree" in m[3]:
+        return text, ()  # it can't be a gold's number, which is in radians, with a unit
     number, blank, unit, exponent = m.groups()
     words = re.findall("[a-zA-Z]+", unit.replace("/", " per "))
     shortest = 3 if blank else 4  # "5abc" is a product
     for word in words:
-        known = word.lower().removesuffix("s") in _UNITS
+        known = word == "of" or word.lower().removesuffix("s") in _UNITS
         if not known and not (word.islower() and len(word) >= shortest):
             return text, ()
     parts = []
@@ -601,6 +665,7 @@ _WORDS = re.compile(r"(?=.*[a-zA-Z]{3}|[A-Z]{2}$)[a-zA-Z][a-zA-Z0-9 .'-]*")
 _IN_A_BASE = re.compile(r"(?=[^_]*\d)[0-9A-Z.-]+_(?:\w|\{\w+\})")
 _HAS_RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|in)(?![a-z])")
 _INTEGER = re.compile("-?[0-9]+")
+_MOD = re.compile(r"\\pmod\s*(?:\{[^{}]*\}|\d+)")
 
 
 def _same_leaf(p: str, g: str) -> bool:
@@ -608,10 +673,11 @@ def _same_leaf(p: str, g: str) -> bool:
     if p.replace(" ", "") == g.replace(" ", ""):
         return True
     if _IN_A_BASE.fullmatch(p) or _IN_A_BASE.fullmatch(g):
-        (a, _, a_base), (b, _, b_base) = p.partition("_"), g.partition("_")
-        return a == b and "" in (a_base, b_base)
+        (a, _, a_base), (b, _, b_base) = (x.lstrip("0").partition("_") for x in (p, g))
+        return a == b and (a_base == b_base or "" in (a_base, b_base))
     if _WORDS.fullmatch(p) and _WORDS.fullmatch(g):
-        return re.sub(r"[\W_]", "", p).lower() == re.sub(r"[\W_]", "", g).lower()
+        p, g = (re.sub(r"^(?:an?|the) |s$|[\W_]", "", x.lower()) for x in (p, g))
+        return p == g
     if _HAS_RELATION.search(p) or _HAS_RELATION.search(g):
         return _same_relation(p, g)
     (p, p_unit), (g, g_unit) = _measure(p), _measure(g)
@@ -706,6 +772,10 @@ def _same(pred: str, gold: str) -> bool:
         return pred == gold
     if _INTEGER.fullmatch(pred) and _INTEGER.fullmatch(gold):  # most of GSM8K
         return int(pred) == int(gold)
+    if re.fullmatch("[A-E]", _normal(gold)) and (label := _choice(f"answer: {pred}")):
+        return label == _normal(gold)  # (C) 12 for the choice C
+    if (r"\pmod" in pred) != (r"\pmod" in gold):  # it may be missing, as a unit may
+        pred, gold = (_MOD.sub("", x).replace(r"\equiv", "=") for x in (pred, gold))
     pred, gold = _normal(pred), _normal(gold)
     # "70,110" may be one number or two, "115,000" is one
     readings = [tuple(_THOUSANDS.sub(lambda m: m[0].replace(",", ""), x) for x in (pred, gold))]
@@ -720,12 +790,13 @@ def _same(pred: str, gold: str) -> bool:
 # -- copies: a right value that was not computed ------------------------------------------------
 
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.S)
+_ROOT = re.compile(r"(\([^()]*\)|\w+)\^\{?\(?(?:1/2|\\frac\{1\}\{2\}|0?\.5)\)?\}?")
 _LAYOUT = re.compile(r"[01]|\\(?:frac|cdot|times)|[^\w\\!|]")
 
 
 def _atoms(formula: str) -> Counter:
     """How often each number, letter and function stands in a formula; 0 and 1 add nothing."""
-    tokens = _LEXER.findall(_normal(formula))
+    tokens = _LEXER.findall(_ROOT.sub(r"\\sqrt\1", _normal(formula)))
     return Counter(token for token in tokens if not _LAYOUT.fullmatch(token))
 
 
@@ -739,7 +810,7 @@ def copies(pred: str, gold: str, question: str) -> bool:
     >>> [copies(pred, "27", r"Evaluate $81^{3/4}$.") for pred in ("(81)^{3/4}+0", "3^3", "27")]
     [True, False, False]
     """
-    plain = re.fullmatch(r"-?(\\frac)?[\d.,/{} ]+|[^-+*/^<>=!\\]*", _normal(pred))
+    plain = re.fullmatch(r"-?[\d.,{} ]+|[^-+*/^<>=!\\]*", _normal(pred))
     reference = _atoms(gold)
     if plain or _atoms(pred) == reference or max(len(pred), len(gold)) > MAX_CHARS:
         return False

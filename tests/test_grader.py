@@ -147,10 +147,37 @@ E, H | \text{H, E}
 3 | 300\%
 0.56 = 56\% | 0.56 | 56\%
 66 \frac{2}{3}\% | 66\frac23
+24 | [ABC] = 24 | 24^{\text{th}} | \text{24 cups of feed} | x \equiv 24 \pmod{30}
+(-\infty,5)\cup(5,\infty) | x \ne 5 | \mathbb{R}\setminus\{5\}
+(-\infty,-1)\cup(-1,3)\cup(3,\infty) | \mathbb{R} \setminus \{3,-1\}
+no solution | \text{No solutions}
+\text{ellipse} | an ellipse
+0.01_2 | .01_2 | 0.01_{(2)} | 0.01_{\text{base }2}
+\{1\pm\sqrt5,-2\} | -2,1+\sqrt5,1-\sqrt5
+\{-1\} \cup \{2\} | -1,2
+1+i | \sqrt2(\cos 45^\circ + i\sin 45^\circ) | \sqrt2(\cos(45^\circ)+i\sin(45^\circ))
+\frac59 | {5 \over 9} | 0.\bar{5}
+32,000,000 | 32\text{ million} | 0.032 billion
+1.5\text{ million dollars} | \$1,500,000
+\begin{pmatrix}1/5\\-3/5\end{pmatrix} | \frac15\begin{pmatrix}1\\-3\end{pmatrix}
+\begin{pmatrix}-1&0\\0&-2\end{pmatrix} | -\begin{pmatrix}1&0\\0&2\end{pmatrix}
+3:5 | 3\text{ to }5
+\frac14 | ¼
+10 | {}_5C_2
+\frac52 | \frac52\text{ or }2.5
 """
 
 # prediction | reference: never equal
 UNEQUAL = r"""
+(\frac{\pi}{3})^\circ | \frac{\pi}{3}
+\infty-\infty | 0
+x \ne 5 | (-\infty,5)
+\mathbb{R}\setminus\{5\} | (-\infty,4)\cup(4,\infty)
+\frac15\begin{pmatrix}1\\3\end{pmatrix} | \begin{pmatrix}1/5\\3\end{pmatrix}
+32\text{ million} | 32
+7 \pmod{10} | 7 \pmod{12}
+(C) 12 | \text{(D)}
+{}_5C_2 | 10_2
 -x \in [1,2] | x \in [1,2]
 115,0000 | 115,000
 2500 | 25
@@ -398,6 +425,8 @@ EXTRACT = [
     ("math", r"so it is $\boxed 9$.", "9"),
     ("math", "Final Answer: The final answer is $x^2$. I hope it is correct.", "$x^2$"),
     ("math", "The answer is 4:30 p.m. on Sunday.", "4:30 p.m. on Sunday"),
+    ("math", "The answer is 5, not 6.", "5"),
+    ("math", "<think>2?</think><answer> 2.5 </answer>", "2.5"),
     ("math", "The answer is 2.5. Then", "2.5"),
     ("math", "**Answer:** 12", "12"),
     ("math", "The answer is:\n\n12", "12"),
@@ -437,6 +466,10 @@ EXTRACT = [
     ("arc", "#### E", "E"),
     ("arc", "The correct option is B.", "B"),
     ("arc", "The best choice is (d).", "D"),
+    ("arc", "Choice D is correct.", "D"),
+    ("arc", "Ans: C", "C"),
+    ("arc", "B\n\nExplanation: A magnet attracts iron.", "B"),
+    ("arc", "B\n\nNo, (C) is right.", None),
     ("arc", "(d) evaporation", "D"),
     ("arc", "(d) heat, (A) light", None),
     ("arc", 'The answer is "B".', "B"),
@@ -502,7 +535,7 @@ WHOLE = [
     ("answer is -5", "-5", True),
     ("The answer is $1,234.50.", "1234.5", True),
     ("the answer is 12 (twelve)", "12", False),
-    ("\\boxed{\\textbf{(E)}\\ 12}", "\\text{(E)}", False),
+    ("\\boxed{\\textbf{(E)}\\ 12}", "\\text{(E)}", True),
     ("The answer is\n$$\n5\n$$", "5", True),
     ("\\boxed{12.50\\text{ dollars}}", "12.5", True),
     ("\\boxed{f(x)=x^2+1}", "x^2+1", True),
@@ -533,7 +566,7 @@ WHOLE = [
     ("\\boxed{60^{\\circ}, 120^\\circ}", "60,120", True),
     ("\\boxed{-\\frac{\\sqrt{2}}{2}-\\frac{\\sqrt{2}}{2}i}", "-\\frac{1+i}{\\sqrt2}", True),
     ("\\boxed{(1,2)\\cup(3,4)}", "(3,4)\\cup(1,2)", True),
-    ("\\boxed{1.5\\text{ million}}", "1500000", False),
+    ("\\boxed{1.5\\text{ million}}", "1500000", True),
     ("\\boxed{\\varnothing}", "\\emptyset", True),
     ("\\boxed{5}\n\n#### 6", "5", True),
     ("\\boxed{1\\frac{3}{4}}", "\\frac{7}{4}", True),
@@ -772,7 +805,8 @@ def test_import_is_light():
 COPIES = [
     (r"Evaluate $81^{3/4}$. Is it 27?", "27", r"81^{\frac{3}{4}} | (81)^{3/4}+0", "27 | 3^3"),
     ("Simplify $(5-2i)3+4i$.", "15-2i", "-(-(5-2i)3-4i) | 4i+(5-2i)3", "-2i+15 | 15-6i+4i"),
-    (r"Simplify $\sqrt{180}$.", r"6\sqrt5", r"1\cdot\sqrt{180} | x=\sqrt{180}", r"\sqrt{36}\sqrt5"),
+    (r"Simplify $\sqrt{180}$.", r"6\sqrt5", r"1\cdot\sqrt{180} | (180)^{1/2}", r"\sqrt{36}\sqrt5"),
+    (r"Simplify $\frac{16}{20}$.", r"\frac45", r"16/20 | \dfrac{16}{20}", "0.8 | 8/10"),
     ("Let $x=47^2+47+3$. What is $x$?", "2259", "47^2 + (47+3)", r"47\cdot48+3 | 2209+50"),
     (r"Expand $(t+4)^2 \cdot t$.", "t^3+8t^2+16t", "t(t+4)^2", "t(t^2+8t+16)"),
     (
