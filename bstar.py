@@ -68,7 +68,9 @@ def balance(
     cfg, t = run.cfg, M.t + 1
     temperatures = cfg.temperature_grid
     with setup.engine.awake(M.policy) as draw:
+        # all temperatures in one block: each waking of vLLM loads all weights
         by_T = [draw(queries, cfg.K, T, f"iter{t}.T{T:g}") for T in temperatures]
+    # behind the block: a PRM takes the GPU memory that the sampler has let go
     for groups in by_T:
         score(queries, groups)
 
@@ -134,6 +136,7 @@ def improve(M: State, queries: list[Query], kept, setup: Setup, cfg: Config) -> 
         return State(t, M.policy, M.optimizer, {"loss": None, "grad_norm": None})
     phase = phase_of(t, len(examples), setup, cfg)
     R = len(phase.steps) * cfg.batch_size / len(examples)  # readings of each response
+    # well above the 6 or so readings that are enough (RESULTS.md), so that the warning is rare
     if R > 20:
         print(
             f"iteration {t}: training reads each selected response {R:.0f} times, and the "
@@ -143,6 +146,7 @@ def improve(M: State, queries: list[Query], kept, setup: Setup, cfg: Config) -> 
 
     policy, optimizer = M.policy, M.optimizer
     if method.from_base:
+        # into the weights that stand: a second policy on the GPU would take as much memory again
         ranks.load(policy, load_policy(cfg, setup.base, "cpu").state_dict())
     if optimizer is None or not method.inherit:
         optimizer = adamw(policy, cfg.lr)
@@ -164,6 +168,7 @@ def phase_of(t: int, n_examples: int, setup: Setup, cfg: Config) -> Phase:
     first, horizon = 0, n
     if method.inherit:  # one schedule over all iterations
         first, horizon = (t - 1) * cfg.steps_per_iter, cfg.num_iters * cfg.steps_per_iter
+    # from the base it trains as the SFT does; --lr is for a policy that is trained already
     peak = cfg.sft_lr if method.from_base else cfg.lr
     seed = seed_of(cfg.seed, t, "train")
     steps = range(first, first + n)
@@ -209,6 +214,7 @@ def evaluate(M: State, setup: Setup, score: Callable, cfg: Config) -> dict:
 
 def draw_queries(train: list[Query], cfg: Config, t: int) -> list[Query]:
     """The iteration's M queries, the balancing subset first."""
+    # all are shuffled, not M drawn: another M keeps the balancing subset, so runs compare
     order = random.Random(seed_of(cfg.seed, t, "queries")).sample(train, len(train))
     return order[: cfg.queries_per_iter or None]
 
@@ -251,6 +257,7 @@ def main(argv: list[str] | None = None) -> None:
         return run.finish()
 
     M = resume(cfg, run.out, starts[0], len(run.rows))  # M_t of the newest checkpoint
+    # the first iteration without a row, or an earlier one where a checkpoint was lost
     first = M.t + 1 if cfg.probe else min(len(run.rows), M.t + 1)
     for t in range(first, cfg.num_iters + 1):
         if t > M.t:  # else M_t is trained, and a kill came before its evaluation

@@ -61,6 +61,7 @@ METHODS = {
 
 def opt(default, text: str, low: float = -math.inf, high: float = math.inf, one_of: Iterable = ()):
     """A field that is also a flag: its default, its help text, and what is allowed."""
+    # one_of may be the table itself, so that what a fork adds to it later is allowed
     return field(default=default, metadata=dict(text=text, low=low, high=high, one_of=one_of))
 
 
@@ -248,12 +249,14 @@ def parse_config(
 
     defaults = {"task": task, **presets[task]}
     name = Path(sys.argv[0]).name
+    # without defaults of argparse's, `given` holds only what the user gave
     p = Parser(prog=name, description=doc, argument_default=argparse.SUPPRESS)
     for f in fields(kind):
         if f.name not in without:
             add_flag(p, f, defaults.get(f.name, f.default))
     given = vars(p.parse_args(argv))
     reward = given.get("reward", defaults.get("reward", kind.reward))
+    # a reward's preset stands between: it knows more than the task's, and less than the user
     cfg = kind(**{**defaults, **REWARD_PRESETS.get((task, reward), {}), **given})
     for name, reason in unread(cfg).items():
         if name in given:
@@ -268,6 +271,7 @@ def add_flag(p: Parser, f: Field, default) -> None:
     one_of = f.metadata["one_of"]
     text = f"{f.metadata['text']}{': ' if one_of else ''}{', '.join(one_of)}"
     text = f"{text} (default {default!r})".replace("%", "%%")
+    # f.type is text, since annotations are not evaluated here
     if f.type == "bool":
         p.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
         return
@@ -290,6 +294,7 @@ def grid(name: str, spec: str) -> list[float]:
         n = int((high - low) / step) + 1
         if step < 0 or low > high or n > 10_000:
             raise ValueError
+    # ArithmeticError: a STEP of 0, an infinity or NaN
     except (ValueError, ArithmeticError):
         raise UserError(
             f"--{name} {spec}: expected FROM:TO:STEP, e.g. 0.5:1.2:0.1, with FROM <= TO, STEP > 0 "
@@ -342,6 +347,7 @@ def check(cfg: Config) -> None:
     for f in fields(cfg):
         value, low, high = getattr(cfg, f.name), f.metadata["low"], f.metadata["high"]
         is_number = isinstance(value, (int, float))
+        # NaN, too, fails such a comparison; argparse's float takes it
         if is_number and not (low <= value <= high and abs(value) < math.inf):
             flag = f.name.replace("_", "-")
             raise UserError(f"--{flag} {value}: expected a finite number, {low:g} to {high:g}")
@@ -371,6 +377,7 @@ def check_training(cfg: Config) -> None:
             f"--optim adamw8bit, --offload-optimizer: {ranks.WORLD} processes share the optimizer "
             "as it is; leave them out"
         )
+    # the one schedule ends with the last epoch, and there is no checkpoint behind it
     if cfg.start_epoch > cfg.sft_epochs:
         raise UserError(
             f"--start-epoch {cfg.start_epoch}: expected at most --sft-epochs {cfg.sft_epochs}"

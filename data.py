@@ -155,6 +155,7 @@ def check_hub(name: str | Path) -> None:
         return
     # the libraries would ask for each file six times, half a minute a file
     try:
+        # any answer will do, even "forbidden": only silence means offline
         get_session().head(constants.ENDPOINT, timeout=8)
     except Exception:  # the session's library differs by version, and so do its exceptions
         constants.HF_HUB_OFFLINE = True
@@ -220,6 +221,7 @@ def load(
     else:
         test_rows = {name: hub_rows(*place) for name, place in tests.items()}
     test_sets = {name: clean(rows, make, f"{name} test") for name, rows in test_rows.items()}
+    # the tests are read first: a question of theirs leaves training, not the other way round
     taken = {folded(query) for query in chain.from_iterable(test_sets.values())}
     queries = clean(chain.from_iterable(parts), make, "train", taken)
     # drawn by the task's name, so that runs of all seeds validate on the same questions
@@ -229,6 +231,7 @@ def load(
 
 def _local_tests(paths: list[str]) -> dict[str, Iterator[Row]]:
     """Each file of --test-file is a test set, named without its endings."""
+    # the name opens log keys (val/pass@1), where two of one name would overwrite each other
     named = {Path(path).name.split(".")[0]: read_rows(path) for path in paths}
     if len(named) < len(paths) or named.keys() & {"train", "val", "pool", "selected"}:
         why = "a test set can't be called as another or by a word of the log (train, val, ...)"
@@ -299,6 +302,7 @@ def hold_out(queries: list[Query], n: int, seed: str) -> tuple[list[Query], list
     drawn = random.Random(seed).sample(range(len(pool)), min(n, len(pool) // 5))
     val = [pool[i] for i in sorted(drawn)]
     held_out = set(val)
+    # dict.fromkeys: what is in pool stands in queries as well
     rest = [q for q in dict.fromkeys(pool + queries) if q not in held_out]
     return val, rest
 
@@ -330,6 +334,7 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
             opened.append(token)
         elif kind == "bare":
             boxes.append((*token.span(), slice(*token.span("bare"))))
+        # a closing brace without an opening one is text; \frac{..} and others only pair braces
         elif kind == "close" and opened and (first := opened.pop()).lastgroup == "box":
             while boxes and boxes[-1][0] > first.start():  # it lies inside this one
                 boxes.pop()
@@ -401,6 +406,7 @@ def math_row(where: str, row: dict) -> Query:
     name = where.rpartition("/")[2]
     if "question" in row and "problem" not in row:
         solution = column(row, "answer").strip()
+        # without the mark there is no gold, and rpartition would give the whole text
         _, mark, gold = solution.rpartition("####")  # the last line is "#### n"
         gold = gold.strip().replace(",", "") if mark else ""
         return Query(name, column(row, "question").strip(), gold, solution)
@@ -563,6 +569,7 @@ def code_row(where: str, row: dict, unsafe: bool = False) -> Query:
             raise BadRow("solutions that are no list of programs")
     n = min(MAX_SOLUTIONS, len(solutions))
     # seeded by the question: the same solutions in every run and in every order of the rows
+    # only line ends: blanks at the start are Python's
     drawn = [y.strip("\n") for y in random.Random(text).sample(solutions, n)]
     first, *more = drawn or [""]
     gold = json.dumps({**tests, "unsafe": unsafe})
@@ -610,6 +617,7 @@ def prompt_ids(tokenizer, query: Query, splits: Splits, chat: bool) -> list[int]
         return tokenizer.apply_chat_template([turn], tokenize=True, **how)
     # the question names a special token, and only the template's own are special
     text = tokenizer.apply_chat_template([turn], tokenize=False, **how)
+    # stripped, since templates such as Llama's strip what a user says
     before, content, after = text.partition(content.strip())
     before, after = tokenizer([before, after], add_special_tokens=False)["input_ids"]
     return before + text_ids(tokenizer, content) + after
@@ -692,10 +700,12 @@ def run(main: Callable[[], None]) -> None:
     no line. A traceback is for faults of ours.
     """
     for stream in (sys.stdout, sys.stderr):
+        # a notebook's streams have no such method
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # ASCII has no plus-minus sign
     try:
         main()
+        # flushed here, where a reader that has gone is still caught below
         print(end="", flush=True)
         return
     except KeyboardInterrupt:

@@ -87,6 +87,7 @@ class Engine:
         bar.close()
         ranks.wait()
         groups = []
+        # all are read back, also those just written: a run that goes on takes the same path
         for part in parts:
             groups += read_chunk(part)
         return groups
@@ -94,6 +95,7 @@ class Engine:
     def as_samples(self, rows: list[list[int]]) -> list[Sample]:
         """Sampled tokens as text; a row without a stop token was cut off."""
         ended = [up_to_stop(row, self.stop_ids) for row in rows]
+        # nothing was cut off behind a stop token, so there was none
         reasons = ["length" if short == row else "stop" for short, row in zip(ended, rows)]
         texts = self.tokenizer.batch_decode(ended, skip_special_tokens=True)
         return [Sample(text, reason) for text, reason in zip(texts, reasons)]
@@ -144,7 +146,9 @@ class HFEngine(Engine):
 
     def wake(self, policy) -> None:
         """Takes the policy to sample from; the first of its kind chooses the loop."""
+        # of a policy in shares it is a whole copy, which `sleep` lets go of
         self.policy = ranks.replica(policy).eval()
+        # the self-test is of the model's code, not of its weights: once is enough
         if type(self.policy) is not self.kind:
             self.kind, self.loop = type(self.policy), self.choose_loop()
 
@@ -158,6 +162,7 @@ class HFEngine(Engine):
         groups: list[list[Sample]] = [[] for _ in prompts]
         for call, (rows, copies) in enumerate(self.calls(prompts, n)):
             asked = [prompts[i] for i in rows]
+            # a call's own seed: with one for all, prompts of two calls would get the same draws
             tokens = self.loop(asked, copies, temperature, seed + call, self.cfg.max_tokens)
             samples = self.as_samples(tokens.tolist())
             for k, i in enumerate(rows):
@@ -225,7 +230,9 @@ class HFEngine(Engine):
         ids, mask = left_padded(prompts, self.policy.device)
         settings = GenerationConfig(
             do_sample=temperature > 0,
+            # do_sample alone makes it greedy; of a temperature of 0 generate warns
             temperature=temperature or 1.0,
+            # else generate's own default of 50
             top_k=0,
             max_new_tokens=max_tokens,
             eos_token_id=self.stop_ids,
@@ -264,7 +271,9 @@ class HFEngine(Engine):
         """The self-test: a loop's greedy tokens are those of passes without cache or padding."""
         import torch
 
+        # ids that every vocabulary has, and lengths that need padding
         prompts = [list(range(3, end)) for end in (11, 5, 8, 4)]
+        # the second copies: the first would not show a wrong repeat of the cache
         tokens = loop(prompts, 2, 0.0, 0, 4)[1::2]  # (4, 4)
         for prompt, row in zip(prompts, tokens.tolist()):
             row = row[: len(up_to_stop(row, self.stop_ids)) + 1]
@@ -283,6 +292,7 @@ def left_padded(prompts: list[list[int]], device):
     import torch
 
     L = max(map(len, prompts))
+    # on the left, so that the last position of every row is its prompt's end
     ids = [[0] * (L - len(p)) + p for p in prompts]
     mask = [[0] * (L - len(p)) + [1] * len(p) for p in prompts]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
@@ -516,6 +526,7 @@ def make_engine(
 
     end_ids  the tokens that end a response, see data.end_ids; the model's own are added
     """
+    # an instruct model may end its turns by a token that only its generation config names
     stops = list(dict.fromkeys([*end_ids, *generation_ends(model)]))
     vllm_fits = trainer.device() == "cuda" and find_spec("vllm") is not None
     if cfg.engine == "hf" or (cfg.engine == "auto" and not vllm_fits):
@@ -552,6 +563,7 @@ def gpu_share(cfg: Config, model: str | Path) -> float:
     beside_it = f"beside {held / 2**30:.0f} GiB of weights and optimizer"
     offload = "--offload-optimizer, " if held > needed["weights"] else ""
     most = (total - held - trainer.CONTEXT) / total
+    # where nothing is left at all, a lower share is no way out, and the next message fits
     if cfg.gpu_memory > most > 0:
         raise UserError(
             f"--gpu-memory {cfg.gpu_memory}: {beside_it} at most {most:.2f} of the GPU is left; "
@@ -563,4 +575,5 @@ def gpu_share(cfg: Config, model: str | Path) -> float:
             f"--model {model}: {beside_it} vLLM has no room on a GPU of {total / 2**30:.0f} GiB; "
             f"take a larger GPU, {offload}a smaller --model, or --engine hf"
         )
+    # rounded down: to the nearest might be more than is left
     return math.floor(1000 * share) / 1000

@@ -36,6 +36,7 @@ from toy import reaches
 # -- extract: response -> answer ----------------------------------------------------------------
 
 _EMPTY_BOX = re.compile(r"\\(?:boxed|fbox) ?\{\s*+\}")
+# The first .* is greedy, so the last mention counts; *+ never gives back, so time is linear.
 _PHRASES = [
     re.compile(r".*####\s*+([^\n]+)", re.S),
     re.compile(r".*<answer>\s*+([^\n<]+)", re.S),
@@ -74,9 +75,11 @@ def _final_answer(text: str) -> str | None:
     """
     box = last_boxed(_EMPTY_BOX.sub("", text), hedged=False)
     if box is not None or _EMPTY_BOX.search(text):
+        # An answer elsewhere does not count beside an empty box: the place for it was known.
         return box or None
     for phrase in _PHRASES:
         if m := phrase.match(text):
+            # Bounded, as hostile text may be one endless line.
             sentence = _SENTENCE_END.split(m[1][:2000], maxsplit=1)[0]
             return sentence.strip(" *\t\r") or None
     return None
@@ -84,9 +87,11 @@ def _final_answer(text: str) -> str | None:
 
 def _choice(text: str) -> str | None:
     """The one label a response names: "(B)", "B.", "B) text", "option b"; "A or B" names none."""
+    # "The correct option is B" is then read by the same phrase as "The answer is B".
     named = re.sub(r"(?i)\b(?:(?:correct|right|best) (?:option|choice)|ans(?=:))", "answer", text)
     answer = _final_answer(named)
     line, _, reasons = text.strip().partition("\n")
+    # A label alone counts, one in the middle of prose does not: every sentence has an "A".
     if answer is None and _BARE_LABEL.fullmatch(_MARKUP.sub("", line[:2000]).strip()):
         answer = None if re.search(r"\([A-E1-5]\)", reasons) else line
     answer = _MARKUP.sub("", (answer or "")[:2000]).strip()
@@ -107,6 +112,7 @@ def _story_answer(text: str) -> str | None:
 _SIGNS = r"\times |\cdot |\pi |\infty |\sqrt |^2|^3|\le |\ge |\ne |\cup ".split("|")
 _SIGNS += r"\frac12|\frac13|\frac23|\frac14|\frac34".split("|")
 _UNICODE = str.maketrans(dict(zip("×·π∞√²³≤≥≠∪½⅓⅔¼¾", _SIGNS)))
+# \1 is to mark the end of a matrix's row, so a text's own must go.
 _UNICODE |= str.maketrans("−–÷", "--/", "€£\0\1")
 _WORDS_TO_12 = "zero one two three four five six seven eight nine ten eleven twelve".split()
 _NUMBER_WORDS = {word: str(number) for number, word in enumerate(_WORDS_TO_12)}
@@ -140,6 +146,7 @@ _COMMANDS |= {"lbrace": r"\{", "lBrace": r"\{", "rbrace": r"\}", "rBrace": r"\}"
 _TRIG = "sin|cos|tan|cot|sec|csc"
 _FONTS = "mbox|text(?:bf|it|rm|normal)?|math(?:rm|bf|it|sf)|operatorname|boxed|fbox"
 _TEXT = rf"\\(?:{_FONTS})\s*\{{[^{{}}]*\}}"
+# In this order: a rule reads what the rules before it have written.
 _SPELLINGS: list[tuple[str, str | Callable]] = [
     # layout that carries no meaning
     (r"\\phantom\s*(?:\{[^}]*\}|.)", ""),
@@ -215,6 +222,7 @@ _SPELLINGS: list[tuple[str, str | Callable]] = [
     # blanks stay between words, numbers and brackets only; "2 3" is not 6
     (r"\s+", " "),
     (r"(?<![\w})\]]) | (?!\w)", ""),
+    # the parser can read no "?", so "2 3" and "1.2.3" have no value
     (r"(?<=\d)(?<!_\d)\s+(?=[\d.])|(?<=\.)(\d+)(?=\.\d)", r"\1?"),
 ]
 _RULES = [(re.compile(pattern), replacement) for pattern, replacement in _SPELLINGS]
@@ -225,6 +233,7 @@ def _normal(text: str) -> str:
     """LaTeX or plain text -> one canonical spelling, still a string."""
     text = text.translate(_UNICODE)
     text = re.sub(r"(?<=\\\\)\[[\d.]+(?:pt|em|ex|mm|cm)\]", "", text)  # \\[6pt] is layout
+    # Outside of a matrix a double backslash is a command that was escaped twice, as in JSON.
     text = text.replace(r"\\", "\1" if r"\begin" in text else "\\")  # the end of a row
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
@@ -253,6 +262,7 @@ _MATRIX = re.compile(
 )
 _ALL_BUT = re.compile(r"\(-\\infty,\\infty\)(?:\\setminus|\\backslash|-) ?\\\{([^{}]*)\\\}")
 _BRACKETS = re.compile(r"(\(|\[|\\\{|\\langle)(.*)(\)|\]|\\\}|\\rangle)", re.S)
+# Not within brackets, where a comma parts the items of a tuple.
 _THOUSANDS = re.compile(r"(?<![\d,.(\[])(\d{1,3}(?:,\d{3})+)(?![\d,])(?![^(\[]*[)\]])")
 _VARIABLE = re.compile(r"(?:[a-zA-Z]|\\[a-z]{2,})(?:_(?:\{[^{}]*\}|\w))?'*")
 _ARGUMENT = (
@@ -320,6 +330,7 @@ def _interval(sides: list[str], signs: list[str]) -> tuple[str, str]:
     if len(sides) != 3 or not set(signs) <= {"<", r"\le"}:
         return "", ""
     (low, name, high), (left, right) = sides, signs
+    # |x| < 3 is an interval around 0; |x| > 3 is none, and stays a relation.
     if name[:1] == "|" and low == r"-\infty":
         low, name, left = f"-({high})", name.strip("|"), right
     if not _VARIABLE.fullmatch(name) or not _is_number(low) or not _is_number(high):
@@ -356,6 +367,7 @@ def _named(text: str) -> tuple[str, str]:
         sides.reverse()  # 5 = x
     *left, right = sides
     names = [side for side in left if _NAME.fullmatch(side)]
+    # Every other side names the answer or equals it, as the steps of x = 2+3 = 5 do.
     if all(side in names or _same_leaf(side, right) for side in left):
         return (names or [""])[0], right
     return "", text
@@ -402,6 +414,7 @@ def _tree(text: str) -> Node:
     if m and m[1] == r"\{":
         parts = _items(m[2])
     if len(parts) > 1:
+        # "(1,2)" may be a point or an open interval: both are in order, so one kind serves.
         kind = {r"\{": "any,", r"\langle": "()"}.get(m[1], m[1] + m[3])
         return Node(kind, tuple(map(_tree, parts)))
     return Node("", text)
@@ -425,6 +438,7 @@ _LEXER = re.compile(
     r"|\d+\.?\d*|\.\d+"
     r"|\S"
 )
+# + 0, since mpmath's constants are lazy objects, and a number is wanted.
 _CONSTANTS = {"e": _mp.e + 0, "i": _mp.mpc(0, 1), r"\pi": _mp.pi + 0}
 _CONSTANTS[r"\infty"] = Fraction(7**99, 2)  # equal to itself only
 _FUNCTIONS = {rf"\{name}": getattr(_mp, name) for name in "sin cos tan cot sec csc ln exp".split()}
@@ -440,6 +454,7 @@ def _bounded(value: Number) -> Number:
     if isinstance(value, Fraction):
         bits = (value.numerator * value.denominator).bit_length()
     else:
+        # mag(0) is minus infinity.
         bits = abs(_mp.mag(value or 1))
     if not bits <= _MAX_BITS:  # also nan
         raise OverflowError
@@ -460,6 +475,7 @@ def _power(base: Number, exponent: Number) -> Number:
 
 def _factorial(value: Number) -> Fraction:
     """n!, exactly."""
+    # It also keeps out fractions, negative numbers and values with letters.
     if value not in range(_MAX_FACTORIAL):
         raise OverflowError
     return Fraction(math.factorial(int(value)))
@@ -488,6 +504,7 @@ class _Parser:
 
     def product(self) -> Number:
         value = self.power()
+        # Without a sign a factor follows, as in 2x and 2(3); only + - and closing brackets end it.
         while self.tokens and not self.next_is("+", "-", *_BRACKET_PAIRS.values()):
             exponent = Fraction(-1 if self.takes("/") else 1)
             self.takes("*", r"\cdot", r"\times")
@@ -504,6 +521,7 @@ class _Parser:
         token = self.tokens.pop()
         name, _, index = token.partition("_")
         if token in ("+", "-"):
+            # A power, not an atom: -2^2 is -4.
             return self.power() * (-1 if token == "-" else 1)
         if token in _BRACKET_PAIRS:
             value = self.sum()
@@ -524,6 +542,7 @@ class _Parser:
             return _CONSTANTS[token]
         if name.lstrip("\\")[:1].isalpha():
             self.has_letters = True
+            # By its name, so that a letter is worth the same in both answers, and in every run.
             numbers = random.Random(f"{token} {self.point}")
             sign = {1: 1, 2: -1}.get(self.point) or numbers.choice((1, -1))
             return Fraction(sign * numbers.randint(1000, 9999), 307)
@@ -583,6 +602,7 @@ def _close(a: Number, b: Number) -> bool:
 
 def _is_number(text: str) -> bool:
     """The text has a value that does not depend on a letter."""
+    # A letter has another value at the second point, so two points tell.
     return len(set(_values(text, POINTS[:2]))) == 1
 
 
@@ -719,9 +739,11 @@ def _same_relation(p: str, g: str) -> bool:
     if not p_differences or not g_differences or 0 in p_differences + g_differences:
         return False
     ratios = [a * _power(b, Fraction(-1)) for a, b in zip(p_differences, g_differences)]
+    # 2 = 3 has no letter, and would be a multiple of every other false equation.
     constant = _close(p_differences[0], p_differences[1])
     if constant or not all(_close(ratio, ratios[0]) for ratio in ratios):
         return False
+    # A negative factor turns an inequality round.
     return p_signs[0] in ("=", r"\ne") or _mp.re(ratios[0]) > 0
 
 
@@ -762,6 +784,7 @@ def _same_tree(p: Node, g: Node) -> bool:
         equal = next((x for x in candidates if _same_tree(child, x)), None)
         if equal is None:
             return False
+        # Each item of the reference counts once, so "1, 1" is not "1, 2".
         rest.remove(equal)
     return True
 
@@ -819,6 +842,7 @@ def copies(pred: str, gold: str, question: str) -> bool:
         sides = _split(formula.strip(" .,?"), "=", r"\le", r"\ge", "<", ">")[::2]
         for side in dict.fromkeys([formula, *sides]):
             atoms = _atoms(side)
+            # A reference that keeps all atoms of the formula allows an answer to keep them, too.
             computed = atoms.total() < 2 or not atoms <= answer or atoms <= reference <= answer
             if not computed and _same(pred, side):
                 return True

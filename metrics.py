@@ -50,6 +50,7 @@ def pass_at_k_s(n, c, K: int, S: int) -> Array:
     def share(n: int, c: int) -> float:
         return _at_least(S, c, n, K) / comb(n, K)
 
+    # without otypes NumPy would refuse an empty array
     return np.vectorize(share, otypes=[float])(n, c)
 
 
@@ -103,6 +104,7 @@ def equations(text: str) -> list[str]:
     >>> equations("so she has 3 + 4 = 7 apples, and $x^2 = 9$.")
     ['3+4=7', 'x^2=9']
     """
+    # the prose around <<3*3=9>> says the same equation once more
     annotated = [note for note in re.findall(r"<<([^<>]*)>>", text) if "=" in note]
     if annotated:
         return ["".join(note.split()) for note in annotated]
@@ -153,6 +155,7 @@ def _table(values) -> Array:
 
 def _of_query(reward: Array, correct: Array, K: int, S: int) -> float:
     """Reward@K-S of one query, summed over its ties, the best first."""
+    # exact, rounded once as in pass_at_k_s: where the reward is the answer the two are equal bits
     total = Fraction(0)
     below = len(reward)
     c_above = 0
@@ -163,6 +166,7 @@ def _of_query(reward: Array, correct: Array, K: int, S: int) -> float:
         below -= g
         # the S best end in this tie: S - s are above it, and s or more of the tie are drawn
         for s in range(1, min(S, h) + 1):
+            # none of the wrong ones above is drawn: it would be among the S best
             above = comb(c_above, S - s)
             rest = _at_least(s, g, g + below, K - S + s)
             # the share of the tie's orders in which its first s are all correct
@@ -244,6 +248,7 @@ def query_effect(n_sel, n_correct, n_star: int) -> Array:
     in_range = (0 <= n_correct) & (n_correct <= n_sel)
     if n_star < 1 or not in_range.all():
         raise ValueError(f"need 0 <= n_correct <= n_sel and n_star >= 1, got n_star={n_star}")
+    # capped, or easy queries with many right answers would decide alone (the paper's reason)
     enough = np.minimum(n_correct / n_star, 1)
     return enough * n_correct / np.maximum(n_sel, 1)
 
@@ -264,6 +269,7 @@ def classes(texts: Sequence[str]) -> list[int]:
     >>> classes(["1 + 1 = 2", "2 = 2", "1 + 1  = 2\\n"])
     [0, 1, 0]
     """
+    # a copy that differs by a blank teaches nothing new, and would count as exploration
     folded = [" ".join(text.split()) for text in texts]
     numbers: dict[str, int] = {}
     return [numbers.setdefault(text, len(numbers)) for text in folded]
@@ -283,6 +289,7 @@ def duplicates(reward, text) -> Array:
     duplicate = np.ones(falling.shape, bool)
     orders = np.argsort(falling, axis=1, kind="stable")
     for q, order in enumerate(orders):
+        # np.unique gives a class's first place in the order: its best-rewarded sample
         _, first = np.unique(text[q, order], return_index=True)
         duplicate[q, order[first]] = False
     return duplicate
@@ -297,6 +304,7 @@ def sweep(reward, correct, duplicate, taus: Sequence[float]) -> tuple[Array, Arr
     """
     taus = np.asarray(taus, float)
     reward = _table(reward)
+    # at any tau a class is in by its best sample, so one marking serves the whole grid
     unique = np.where(_table(duplicate), -np.inf, reward)  # no tau selects -inf
     right = np.where(_table(correct), unique, -np.inf)
     n_sel = (unique[:, :, None] > taus).sum(axis=1)  # (Q, K, G) -> (Q, G)
@@ -356,9 +364,11 @@ def decide(
 
 def _argmax(surface: Array, temperatures: list, taus: list) -> tuple[int, int]:
     """The place of the maximum. Ties go to the lower T, then to the higher tau."""
+    # on a surface of zeros the tie rule would end at a corner of the grid
     if not surface.max():  # no right answer was selected anywhere: the paper's fixed T = 1, tau = 0
         i = np.argmin(np.abs(np.array(temperatures) - 1.0))
         return i, np.argmin(np.abs(taus))
+    # nonzero lists by rising T, then tau; the slack is for sums that differ in their last bits
     i, j = np.nonzero(surface >= surface.max() - 1e-12)
     return i[0], j[i == i[0]][-1]
 
@@ -368,6 +378,7 @@ def _bootstrap(qe: Array, i: int, j: int, seed: int) -> tuple[Array, Array]:
     Q = qe.shape[1]
     uniform = np.full(Q, 1 / Q)
     rng = np.random.default_rng(seed)
+    # how often each query is drawn, not which: the means are then one matrix product
     counts = rng.multinomial(Q, uniform, size=1000)  # (draws, Q)
     # a draw of queries serves all points, so that the differences between points are paired
     means = np.einsum("bq,tqg->btg", counts / Q, qe, optimize=True)
@@ -432,9 +443,11 @@ def of_samples(greedy: Groups, sampled: Groups, K: int, S: int) -> dict:
         "truncated": _percent(~stopped),
         "queries": len(sampled),
     }
+    # from the same K samples, so that a smaller K costs nothing and errs less
     for i in range(1, K.bit_length()):
         if S <= 2**i < K:
             row |= _at_k(reward, correct, 2**i, S)
+    # one sample speaks for all: a reward fills this field in every sample or in none
     if sampled[0][0].r_prm is not None:
         # ranked without the gold answer, as one can rank answers to a question of one's own
         r_prm = np.where(stopped, _field(sampled, "r_prm"), -np.inf)
@@ -516,6 +529,7 @@ def watch_prm(queries: list[Query], pool: Groups, tau: float, check: Check = Non
         "auc": auc(lowest, correct),
         **calibration(lowest, correct),
         "wrong_admitted": _share(admitted[~correct]),
+        # near 1 the PRM judges endings, not steps
         "min_last": _share(last == lowest),
     }
     if check is not None:
@@ -537,6 +551,7 @@ def step_truth(right: list[bool], n: int) -> list[bool]:
     >>> step_truth([True, False, True], 3)
     [True, False, False]
     """
+    # as in annotate, where all that stands behind a lost prefix is labelled 0
     return [all(right[: j + 1]) for j in range(n)]
 
 
@@ -545,6 +560,7 @@ def read_jsonl(path: Path) -> list[dict]:
     if not path.is_file():
         return []
     rows = []
+    # bytes that are no UTF-8 cost their line, not the file
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         with suppress(ValueError):
             rows.append(json.loads(line))

@@ -63,6 +63,7 @@ def read_run(path: Path) -> Run:
     config = read_config(path)
     if not config:
         raise UserError(f"{path}: no config.json of bstar.py; expected a run's folder")
+    # out of the config, so that runs which differ in the seed alone have equal ones
     seed = config.pop("seed")
     rows = with_numbers(read_jsonl(path / "metrics.jsonl"), ROW)
     ledger = decisions(read_jsonl(path / "ledger.jsonl"))
@@ -90,6 +91,7 @@ def with_numbers(lines: Iterable[dict], keys: Sequence[str]) -> list[dict]:
     whole = []
     for line in lines:
         values = [line.get(key) for key in keys]
+        # not isinstance: True is an int
         if all(type(x) in (int, float) and isfinite(x) for x in values):
             whole.append(line)
     return whole
@@ -155,6 +157,7 @@ def summary(runs: Sequence[Run], against: Path | None = None) -> pd.DataFrame:
 
     groups = by_seed(runs)
     run = ["run", "seed"]
+    # calibration is a dict a row, which no mean takes
     values = frame(groups).set_index(run).select_dtypes("number")
     by_run = values.groupby(run)
     # stable: of equals the earliest is the best, as in the run's own choice
@@ -165,6 +168,7 @@ def summary(runs: Sequence[Run], against: Path | None = None) -> pd.DataFrame:
     if against:
         home = home_of(groups, against)
         base = picked["last"].loc[home]
+        # by seed, since runs of one seed share data and SFT: their common luck cancels out
         difference = picked["last"].drop(home, level="run").sub(base, level="seed")
         picked["difference"] = difference.dropna(how="all")
     lines = pd.concat(picked, names=["iteration"]).groupby(["run", "iteration"], sort=False)
@@ -172,6 +176,7 @@ def summary(runs: Sequence[Run], against: Path | None = None) -> pd.DataFrame:
     error = error.map(" ± {:.2g}".format).where(error.notna(), "")
     text = lines.mean().map("{:.4g}".format) + error
     is_whole = lines.count().eq(lines.size(), axis=0)
+    # a mean over fewer seeds than the cell beside it would not compare
     text = text.where(is_whole, "")
     text["seeds"] = lines.size()
     columns = []
@@ -232,6 +237,7 @@ def changes(rows: Sequence[dict]) -> dict[str, tuple[float, float, int]]:
         first, last = rows[0], rows[-1]
         if key == "distinct" and not any(row.get(key) for row in rows):
             continue  # no solution has an equation
+        # runs with --eval-samples 0 have pass@1 alone, and no number of questions
         if len(with_numbers([first, last], [key, "queries", "coverage"])) == 2:
             sign = shift(*share(first, key), *share(last, key))
             changed[key] = (first[key], last[key], sign)
@@ -269,6 +275,7 @@ def drift(rows: Sequence[dict]) -> Iterator[str]:
 def edges(ledger: Sequence[dict]) -> Iterator[str]:
     """Choices at an end of a grid are better than their neighbour inside."""
     for name in ("temperature", "tau"):
+        # a tie with the neighbour inside says nothing for a wider grid
         better = [d for d in ledger if name in d["edge"] and beats_inside(d, name)]
         if better:
             last, n = better[-1], f"{len(better)} of {len(ledger)} decisions"
@@ -350,6 +357,7 @@ def replay(run: Run, **settings) -> list[dict]:
         pool = load_pool(run, d)
         _, Q, K = pool[0].shape
         own = {key: d[key] for key in ("temperatures", "taus", "n_star")}
+        # a key keeps the place where it came first, so the values come out in this order
         asked = {**own, "queries": Q, "samples": K, **settings}
         Ts, taus, n_star, queries, samples = asked.values()
         was_drawn = set(Ts) <= set(d["temperatures"]) and queries <= Q and samples <= K
@@ -361,6 +369,7 @@ def replay(run: Run, **settings) -> list[dict]:
         places = [d["temperatures"].index(T) for T in Ts]
         pool = [array[places, :queries, :samples] for array in pool]
         by_T = [Outcomes(*arrays) for arrays in zip(*pool)]
+        # by the ledger's own seed, so that with no settings the bootstrap draws the same queries
         line = decide(by_T, Ts, taus, n_star, d["seed"])
         again.append({"iter": d["iter"], **line})
     return again
@@ -420,6 +429,7 @@ def curve_figures(groups: Groups, folder: Path) -> list[str]:
         curves = list(itertools.product(groups, keys))
         for (group, key), colour in zip(curves, distinct_colours(len(curves))):
             seeds = values[values["run"] == group].groupby("iter")[key]
+            # one seed has no standard error, and still a curve
             curve = seeds.agg(["mean", "sem"]).dropna(subset="mean").fillna(0)
             if curve.empty:  # without a PRM there are none of its metrics
                 continue
@@ -435,6 +445,7 @@ def curve_figures(groups: Groups, folder: Path) -> list[str]:
 
 def columns_of(name: str, numbers: pd.DataFrame) -> list[str]:
     """The metrics that a name of PLOTS stands for, the largest K first, if they show anything."""
+    # not @1: pass@1 is the greedy answer, no K of the samples
     pattern = name.replace("@K", r"@(?!1$)\d+").replace("-S", r"-\d+")
     keys = []
     for key, column in numbers.filter(regex=f"^{pattern}$").items():
@@ -443,6 +454,7 @@ def columns_of(name: str, numbers: pd.DataFrame) -> list[str]:
         if key == "distinct" and not column.any():
             continue  # no solution has an equation
         keys.append(key)
+    # by length first, so that 16 is above 8
     return sorted(keys, key=lambda key: (len(key), key), reverse=True)
 
 
@@ -662,6 +674,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         other.add_argument(f"--{name}", type=functools.partial(grid, name), help="FROM:TO:STEP")
     for name in ("n-star", "queries", "samples"):
         other.add_argument(f"--{name}", type=int)
+    # argparse's plain parse takes no RUN behind a flag that follows another RUN
     args = p.parse_intermixed_args(argv)
     runs = [read_run(path) for path in dict.fromkeys(args.runs)]
     settings = {name: value for name, value in vars(args).items() if value is not None}

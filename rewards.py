@@ -71,6 +71,7 @@ def score(
         responses += group
     bar = progress(len(responses), "score")
     with prm.on_gpu() if prm else nullcontext():  # once for the whole pool
+        # in parts, so that the bar moves; in large ones, so that rows of like length share a batch
         for k in range(0, len(responses), 10_000):
             part = slice(k, k + 10_000)
             judge(asked[part], responses[part], task, reward, prm)
@@ -92,6 +93,7 @@ def judge(
     correct = ranks.dealt(right, texts, golds, questions)
     scores = prm.score(questions, texts) if prm else [[] for _ in texts]
     for s, question, ok, steps in zip(responses, questions, correct, scores, strict=True):
+        # extracted again, as grade gives verdicts alone; the answer is for the reader of samples/
         s.pred = extract_answer(s.response, task)
         s.correct = ok
         if task in LUCKY or reward == "answer+oracle":
@@ -131,6 +133,7 @@ ENDS = [
     r"(?<=[.!?][$)])(?= +[A-Z$\\])",
     r" ;(?= )",  # the stories'
 ]
+# formulas come first: a match of one steps over the ends inside it
 STEP_END = re.compile(f"{'|'.join(FORMULAS)}|(?P<end>{'|'.join(ENDS)})", re.S)
 
 
@@ -152,6 +155,7 @@ def step_ends(text: str, task: str = "") -> list[int]:
     if text[last:].strip():
         cuts.append(len(text))
     elif cuts:
+        # white space is left: the last step takes it, so that the last prefix is the whole text
         cuts[-1] = len(text)
     return cuts
 
@@ -193,7 +197,9 @@ def own_input(tokenizer, query: str, steps: list[str]) -> tuple[list[int], list[
     """
     template = tokenizer.init_kwargs.get("prompt_template", "{query}")
     separator = tokens(tokenizer, tokenizer.init_kwargs.get("step_separator", "\n"))
+    # replace, not format: a template from the hub may hold braces of its own
     ids = text_ids(tokenizer, template.replace("{query}", query))
+    # by its id: in the template's text it would be read as letters
     if tokenizer.bos_token_id is not None:
         ids.insert(0, tokenizer.bos_token_id)
     places = []
@@ -206,6 +212,7 @@ def own_input(tokenizer, query: str, steps: list[str]) -> tuple[list[int], list[
 def shepherd_input(tokenizer, query: str, steps: list[str]) -> tuple[list[int], list[int]]:
     """Math-Shepherd's: numbered lines, the score at the tag after each."""
     tag = "ки"
+    # a tag in the text itself would be one more place for a score
     query, *steps = [text.replace(tag, " ") for text in (query, *steps)]
     lines = [f"Step {j}: {step} {tag}" for j, step in enumerate(steps, 1)]
     # one text, since pieces of it would be cut into other tokens; it may name no special token
@@ -243,6 +250,7 @@ def two_signs(model, tokenizer, hidden):
     """The next token's logits of - and +."""
     import torch
 
+    # the order of the other head's labels: wrong, right
     signs = [in_context(tokenizer, sign) for sign in "-+"]
     return torch.nn.functional.linear(hidden, model.get_output_embeddings().weight[signs])
 
@@ -290,6 +298,7 @@ class PRM:
         self.format = PRM_FORMATS[kind]
         self.budget = token_budget
         self.task = task  # whose steps it scores
+        # some tokenizers name no limit (1e30), some configs none: the lesser of what is known
         longest = getattr(model.config, "max_position_embeddings", 1 << 30)
         self.limit = min(longest, tokenizer.model_max_length)
 
@@ -307,6 +316,7 @@ class PRM:
         check_hub(path)
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+            # a trial before the weights are read: two steps must have two places
             _, places = form.encode(tokenizer, "1 + 1 = ?", ["1 + 1 = 2", "# 2"])
             model, info = maker.from_pretrained(path, dtype=dtype, output_loading_info=True)
         except Exception as e:  # missing, torn, of an unknown kind: a dozen exception types
@@ -365,6 +375,7 @@ class PRM:
         for query, response in dict.fromkeys(zip(queries, responses, strict=True)):
             steps = split_steps(response, self.task)
             ids, places = self.encode(query, steps)
+            # 0 stands where nothing is written later; without a step there is one, for r_prm's min
             of_steps = scores[query, response] = [0.0] * max(1, len(steps))
             if len(places) == len(steps):
                 readable = [i for i in places if i < self.limit]
@@ -374,10 +385,12 @@ class PRM:
         if n_mixed:
             print(f"PRM: {n_mixed} responses mix up its tags and count as 0", file=sys.stderr)
 
+        # whole batches are dealt: the processes then compute the bits that one alone would
         batches = list(micro_batches(rows, self.budget))
         n_odd = 0
         for (_, of_batch), read in zip(batches, ranks.dealt(self.read, batches)):
             for (of_steps, _), p in zip(of_batch, read):
+                # p is shorter than the steps where the PRM's input ends before them
                 of_steps[: len(p)] = np.nan_to_num(p).tolist()
                 n_odd += int(np.isnan(p).sum())
         if n_odd:
@@ -389,6 +402,7 @@ class PRM:
         import torch
 
         scores = []
+        # again, for callers of `score` outside of rewards.score: nested, it moves nothing
         with self.on_gpu(), torch.inference_mode():
             for rows, of_batch in batches:
                 places = [readable for _, readable in of_batch]

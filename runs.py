@@ -53,6 +53,7 @@ class Run:
         cfg.out = cfg.out or f"runs/{cfg.task}-{cfg.method}-{cfg.reward}-{cfg.seed}"
         self.cfg, self.out = cfg, Path(cfg.out)
         self.open()
+        # every process reads them, behind the first one's lock and clearing
         self.rows = whole_rows(self.out / "metrics.jsonl")
         self.clock = time.perf_counter()
 
@@ -82,6 +83,7 @@ class Run:
         a run may also go on to more iterations.
         """
         path = self.out / "config.json"
+        # what a flag asks for now may differ between two starts of one run
         mine = {k: v for k, v in dataclasses.asdict(self.cfg).items() if k not in ACTIONS}
         theirs = mine
         # a start that failed before it did anything does not hold the folder
@@ -91,6 +93,7 @@ class Run:
         keys = (mine.keys() | theirs.keys()).difference(MEMORY, unread(self.cfg))
         changed = [key for key in sorted(keys) if theirs.get(key) != mine.get(key)]
         why = ""
+        # each schedule is an iteration's own there, so more of them change no earlier one
         if changed == ["num_iters"] and mine["num_iters"] > theirs["num_iters"]:
             if not METHODS[self.cfg.method].inherit:
                 changed = []
@@ -101,11 +104,13 @@ class Run:
                 f"--out {self.out} holds a run with another config ({changes}){why}; "
                 "choose another --out"
             )
+        # written again, since a setting of MEMORY may be new
         write(path, (json.dumps(mine, indent=2) + "\n").encode())
 
     @property
     def finished(self) -> bool:
         """True if the last iteration's metrics are written."""
+        # rows begin with iteration 0
         return len(self.rows) > self.cfg.last_iter
 
     @ranks.by_first
@@ -122,6 +127,7 @@ class Run:
 
     def put(self, name: str, row: dict) -> None:
         """Sets the line of row["iter"] in a JSON-lines file, and drops later ones."""
+        # a later line is of what is now done again, by another policy
         rows = [r for r in numbered_rows(self.out / name) if r["iter"] < row["iter"]]
         lines = [json.dumps(r) + "\n" for r in [*rows, row]]
         write(self.out / name, "".join(lines).encode())
@@ -131,6 +137,7 @@ class Run:
         """The ledger's line of an iteration, and the samples it was decided on, for replay."""
         arrays = io.BytesIO()
         np.savez_compressed(arrays, reward=reward, correct=correct, text=text)
+        # the samples first: a line in the ledger promises that they are there
         write(self.out / "samples" / f"balance_{t}.npz", arrays.getvalue())
         self.put("ledger.jsonl", {"iter": t, **decision})
         if decision["blind"]:
@@ -150,6 +157,7 @@ class Run:
         print("| T | right, % | unique right a question | kept | R |\n|---|---|---|---|---|")
         columns = decision["temperatures"], decision["yield"], decision["unique"]
         for T, right, unique in zip(*columns):
+            # by the answer alone: a tau above 0 may keep fewer, one below 0 more
             kept = min(N, round(unique * M))
             R = f"{N / kept:.1f}" if kept else "-"
             print(f"| {T:g} | {100 * right:.1f} | {unique:.2f} | {kept} | {R} |")
@@ -172,6 +180,7 @@ class Run:
     @ranks.by_first
     def end_iteration(self, row: dict, starts: list[Path | str]) -> None:
         """Writes an iteration's metrics, and it is done; prints its line and the new alarms."""
+        # K and S stand in each row, as a reader of the file needs them to know its keys
         row = {"iter": row["iter"], "eval_samples": self.cfg.eval_samples, "S": self.cfg.S, **row}
         before = [r for r in self.rows if r["iter"] < row["iter"]]
         self.rows = [*before, row]
@@ -231,6 +240,7 @@ def numbered_rows(path: Path) -> list[dict]:
 def whole_rows(path: Path) -> list[dict]:
     """The rows of iterations 0, 1, 2, ... up to the first that is missing, which is said."""
     rows = {row["iter"]: row for row in numbered_rows(path)}
+    # only a row without a gap before it counts: what comes behind one is trained on what is lost
     n = next(i for i in count() if i not in rows)
     if len(rows) > n:
         print(f"{path}: iteration {n} is missing or broken, and done again", file=sys.stderr)
@@ -248,6 +258,7 @@ def remove_parts(folder: Path) -> None:
 def prune(out: Path, starts: list[Path | str], t: int, best: int) -> None:
     """Keeps the last two checkpoints and the best; policy and best are links to newest and best."""
     checkpoints = out / "checkpoints"
+    # the one before, too: should the newest be damaged, one iteration is lost
     kept = {f"iter_{i}" for i in (t, t - 1, best)}
     for old in checkpoints.glob("iter_*"):
         # a user's own copy, such as iter_1_backup, stays
@@ -358,6 +369,7 @@ def drop_long_prompts(splits: Splits, prompt: Callable, cfg: Config) -> None:
 
 def toy_base(cfg: Config) -> str:
     """The toy's base model, a tiny Llama that has read the toy's texts; made once and cached."""
+    # a fork's task without a model starts from the stories' base
     base = toy.BASES.get(cfg.task, toy.story_base)(cfg)
     folder = CACHE / base.name
     with trainer.one_at_a_time(folder):
@@ -367,10 +379,12 @@ def toy_base(cfg: Config) -> str:
         ranks.by_first(toy.make_tiny_llama)(blank, base.words, base.seed, layers=base.layers)
         tokenizer = trainer.load_tokenizer(blank)
         settings = dict(optim="adamw", batch_size=base.batch_size, clip=1.0, token_budget=4096)
+        # fixed, as the cached base is named by neither batch size nor the other flags
         cfg = dataclasses.replace(cfg, **settings)
         policy = trainer.load_policy(cfg, blank)
         examples = []
         for q in base.texts:
+            # the prompt as data.prompt_ids makes it, without a Splits at hand
             ids = tokenizer("<s> " + q.text, add_special_tokens=False)["input_ids"]
             examples.append(data.example(tokenizer, ids, q.solution, 1000))
         n = base.steps
@@ -444,11 +458,13 @@ def check_fit(cfg: Config, n: int, shape) -> None:
         if x > limits[what]:
             short = f"{what} needs {gib(x)} of {gib(limits[what])}"
             raise UserError(f"--model {cfg.model}: {short}; {ADVICE[what]}")
+    # whoever names the slow engine knows that it will take long
     if not gpu and n > 2e9 and cfg.engine != "hf":
         raise UserError(
             f"--model {cfg.model}: {n / 1e9:.2g}B parameters and no GPU, so a run takes weeks; "
             "take a smaller --model, or --engine hf all the same"
         )
+    # it raises where vLLM has no room, before anything is read
     if gpu and cfg.engine != "hf":
         gpu_share(cfg, cfg.model)
 

@@ -118,6 +118,7 @@ def passes_on(server: ForkServer, program: str, tests: dict) -> bool:
 def passes_stdin(server: ForkServer, program: str, inputs: list, outputs: list) -> bool:
     """1[the program prints each output for its input]; each input has a process of its own."""
     for given, want in zip(map(as_text, inputs), map(as_text, outputs)):
+        # JSON can hold half a surrogate pair, which plain UTF-8 refuses
         want = want.encode("utf-8", "surrogatepass")
         ended, out = server.run(program, given, expected=len(want))
         if not ended or not same_tokens(out, want):
@@ -142,6 +143,7 @@ def answers(server: ForkServer, program: str, calls: list, expected: int) -> lis
     """A line for each call, all from one process; no lines where it failed on one of them."""
     ended, out = server.run(program, calls=calls, expected=expected)
     lines = out.split(b"\n")[:-1]
+    # a program that prints a line of its own on the descriptor makes one too many
     return lines if ended and len(lines) == len(calls) else []
 
 
@@ -157,17 +159,20 @@ def passes_asserts(server: ForkServer, program: str, asserts: dict) -> bool:
     tree = ast.parse(source)
     program = f"{program}\n{asserts.get('setup', '')}"
     if entry:
+        # behind the program: tests call `candidate`, whatever the function's name
         program += f"\ncandidate = {entry}"
         names, then = {"candidate"}, "check(candidate)"
         body = next(node for node in tree.body if getattr(node, "name", "") == "check").body
     else:
         functions = [node.func for node in ast.walk(tree) if isinstance(node, ast.Call)]
         names = {function.id for function in functions if isinstance(function, ast.Name)}
+        # len and set around f(...) are the test's own tools, not what is tested
         names = names - set(dir(builtins)) or names  # a program may have its own `sum`
         body, then = tree.body, ""
     try:
         calls, values = literal_tests(body, names)
     except ValueError:  # some assert has another form
+        # behind the reference: a stub keeps the function of its name, and takes its place
         stubs = [f"{name} = stub({entry or name!r})" for name in sorted(names)]
         code = "\n".join([asserts.get("reference", ""), *stubs, source, then])
         return passes_replay(server, program, code)
@@ -224,14 +229,19 @@ def passes_replay(server: ForkServer, program: str, code: str) -> bool:
     questions, lines, known = [], [], []
     while True:
         passed, asked = replay(server, code, lines)
+        # commonprefix takes any lists, here of questions
         same = len(os.path.commonprefix([asked, questions]))
+        # all that the test code asked was answered by the program, so its end is the verdict
         if same == len(asked):
             return passed and same > 0  # a test that asks nothing is none
+        # the program's own answers led elsewhere; what is behind the parting was asked in vain
         if same < len(questions):
             if same <= len(known):
                 return False  # the test asks something else each time
+            # the same answers again, and from there the reference's, to learn what comes next
             _, asked = replay(server, code, lines[:same])
         known, questions = lines[:same], asked
+        # one process for all questions, so a program with a state is asked as the test would
         lines = answers(server, program, questions, len(code))
         if not lines or lines[:same] != known:
             return False
@@ -353,15 +363,18 @@ class ForkServer:
         if not sys.platform.startswith("linux"):
             raise SandboxError(f"model-written programs run on Linux only; this is {sys.platform}")
         self.alive = True
+        # messages with edges: a reply is read whole, and an empty one means the other end has gone
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         flags = ["--unsafe"] if unsafe else []
         # nothing of this process reaches the server but one end of the socket
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, *"-s -S -P".split(), FILE, str(theirs.fileno()), *flags],
+                # a fixed hash seed: a set's order, and what is printed of it, is the same each time
                 env={"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"},
                 pass_fds=[theirs.fileno()],
                 cwd="/",
+                # Ctrl-C in the terminal is for the trainer, which then closes the socket
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -388,10 +401,12 @@ class ForkServer:
         out, status = b"", b""
         most = OUTPUT + 2 * expected
         with open(read, "rb") as answer, contextlib.suppress(ConnectionError):
+            # this end of the pipe is closed at once, or the read below would never see its end
             with open(write, "wb"), open(os.memfd_create("job"), "w+") as file:
                 json.dump({"program": program, "stdin": stdin, "calls": calls}, file)
                 file.seek(0)
                 socket.send_fds(self.control, [b"run"], [file.fileno(), write])
+            # one byte more than allowed tells a flood from a long answer
             out = answer.read(most + 1)
             answer.close()  # a flood meets a broken pipe
             status = self.control.recv(64)
@@ -409,6 +424,7 @@ class Servers:
     def take(self, unsafe: bool) -> ForkServer:
         """One that waits, or a new one."""
         with contextlib.suppress(IndexError):
+            # a list's pop and append are atomic, so the grader's threads need no lock
             return self.idle[unsafe].pop()
         return ForkServer(unsafe)
 
@@ -421,6 +437,7 @@ SERVERS = Servers()
 # seccomp admits the system calls below and no other. The limits hold what is left, computing.
 
 LOOK_S, IDLE_S, WALL_S = 0.05, 12, 60  # how often a child is looked at; it may sleep, and last
+# looked at, not limited: RLIMIT_NPROC would count all processes of the user
 THREADS = 64
 CPU_S, CALLS_CPU_S = 4, 16  # a program or a call; all calls
 # A thread's stack, unless the program asks for more; else glibc would take RLIMIT_STACK.
@@ -547,6 +564,7 @@ def child(descriptors: list[int], walls: list[Callable]) -> None:
             job = json.load(file)
         null = os.open("/dev/null", os.O_RDWR)
         stdin = os.memfd_create("stdin")
+        # pwrite leaves the offset where it is, at the start
         os.pwrite(stdin, job["stdin"].encode("utf-8", "surrogatepass"), 0)
         calls, out = job["calls"], descriptors[1]
         files = [stdin, out, null, null] if calls is None else [stdin, null, null, out]
@@ -595,6 +613,7 @@ def run_program(job: dict) -> None:
     answer = open(3, "w", closefd=False)
     random.seed(0)  # a question that is asked again has the same answer
     limit_cpu()
+    # dont_inherit: this file's `from __future__ import annotations` is not the program's
     exec(compile(job["program"], "program.py", "exec", dont_inherit=True), space)
     for item in calls or ():
         limit_cpu()
@@ -604,6 +623,7 @@ def run_program(job: dict) -> None:
 def limit_cpu() -> None:
     """What comes next may take CPU_S; past the hard limit nothing goes on."""
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    # from what is used by now: the limit counts a process's whole life
     soft = math.ceil(time.process_time()) + CPU_S
     resource.setrlimit(resource.RLIMIT_CPU, (min(soft, hard), hard))
 
@@ -639,6 +659,7 @@ class Library(importlib.abc.InspectLoader):
         self.sources = {}  # name: (is it a package, its source)
         root = Path(os.__file__).parent
         for folder, subfolders, _ in os.walk(root):
+            # in place, so that os.walk does not enter the others; site-packages is no identifier
             subfolders[:] = [s for s in subfolders if s.isidentifier() and s not in SKIPPED]
             for path in Path(folder).glob("*.py"):
                 parts = path.relative_to(root).with_suffix("").parts
@@ -663,6 +684,7 @@ def preload() -> None:
     names = list(PRELOADED)
     for folder in filter(os.path.isdir, sys.path):
         objects = [file for file in os.listdir(folder) if file.endswith(".so")]
+        # a shared object can't be loaded from memory, so it is loaded now or never
         names += [file.partition(".")[0] for file in objects]
     for name in names:
         if not name.startswith(NOT_LOADED):
@@ -688,11 +710,13 @@ def supervise(control: socket.socket, pid: int) -> int:
     while not (ready := select.select([pidfd, control], [], [], LOOK_S)[0]):
         threads, now = states(pid), time.monotonic()
         if b"R" not in threads:  # others' work should change no verdict; RLIMIT_CPU ends what runs
+            # at most a few looks' worth: the supervisor itself may have waited for a CPU
             idle += min(now - last, 10 * LOOK_S)
         if idle > IDLE_S or now - start > WALL_S or len(threads) > THREADS:
             break
         last = now
     os.close(pidfd)
+    # not waited for yet, so the number can't be another process's
     for kill in (os.killpg, os.kill):  # its whole session: a child alone, unless unsafe
         with contextlib.suppress(ProcessLookupError):  # too early for its own group
             kill(pid, signal.SIGKILL)
@@ -712,6 +736,7 @@ def serve(control: socket.socket, walls: list[Callable]) -> None:
 
 
 # what a child locks itself in with: what this machine needs for it
+# in this order: seccomp admits no call of Landlock's
 WALLS = {
     make_landlock: "Landlock, Linux 5.13 or later with `landlock` in the kernel's lsm= list",
     make_seccomp: "seccomp, libseccomp.so.2 (apt-get install libseccomp2)",

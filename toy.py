@@ -94,6 +94,7 @@ def check_walk(text: str, response: str) -> list[bool]:
         number = neighbours(number).get(words[at])
         written = words[at + 1 : at + 2]
         if number is None or number in visited or written != [str(number)]:
+            # behind a wrong move nothing can be right, as the walk is no longer where it says
             return right + [False] * len(words[at::2])
         visited.add(number)
         right.append(True)
@@ -138,6 +139,7 @@ def can_reach(number: int, goal: int, left: int, visited: set[int]) -> bool:
     """Whether at most `left` moves lead from a number to the goal, and no number occurs twice."""
     if number == goal:
         return left >= 0
+    # the distance prunes: without it each move would multiply the paths by up to six
     if goal in visited or distances(number).get(goal, TOP) > left:
         return False
     fresh = [result for result in neighbours(number).values() if result not in visited]
@@ -156,6 +158,7 @@ def walk_query(start: int, goal: int, uid: str, solution: str = "") -> Query:
 
 def pairs(seed: int) -> list[tuple[int, int]]:
     """All (start, goal), shuffled; the first HELD_OUT are kept from training."""
+    # by the seed alone, so that a text for the base can tell which pairs are held out
     different = list(itertools.permutations(range(1, TOP + 1), 2))
     random.Random(f"pairs {seed}").shuffle(different)
     return different
@@ -173,6 +176,7 @@ def random_walk(rng: random.Random) -> list[int | str]:
     walk: list[int | str] = [rng.randint(1, TOP)]
     while len(walk) < 2 * length + 1:
         ahead = [step for step in neighbours(walk[-1]).items() if step[1] not in walk]
+        # a dead end: all is drawn anew, as a shorter walk would make short texts more frequent
         if not ahead:
             return random_walk(rng)
         walk += rng.choice(ahead)
@@ -283,6 +287,7 @@ def _draw(rng: random.Random, names: list[str]) -> Story:
             if op == "plus" and rng.random() < 0.5:
                 b = rng.choice(names[:i])
             else:
+                # times 1 and plus 0 would leave the number as it is
                 b = str(rng.randint(2 if op == "times" else 1, MOD - 1))
             value = _OPS[op](values[a], values[b]) % MOD
             misread = _OPS[_MISREAD[op]](values[a], values[b]) % MOD
@@ -343,6 +348,7 @@ def check_story(text: str, response: str) -> list[bool]:
     for step in re.split(r" ;(?= )", response.removesuffix(" ;")):
         words = step.split()
         if words[:1] == ["#"]:
+            # a right number behind a wrong step is luck, and what this toy counts
             is_right = asked in known and words == truth["#"].split()
         else:
             # a wrong step uses its sentence up: a second try would make guessing pay
@@ -457,6 +463,7 @@ def make_tiny_llama(folder: Path, words: list[str], seed: int, layers: int = 2) 
     special = dict(pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     vocabulary = {word: i for i, word in enumerate([*special.values(), *words])}
     raw = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    # a word a token, so that a move or a number is drawn in one step
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     limits = dict(clean_up_tokenization_spaces=False, model_max_length=256)
     PreTrainedTokenizerFast(tokenizer_object=raw, **special, **limits).save_pretrained(folder)

@@ -139,6 +139,7 @@ def solve(setup: Setup, starts: list, queries: list[Query], cfg: PRMConfig) -> l
         for query, group in zip(queries, groups):
             for s in group:
                 if s.finish_reason == "stop" and s.response.strip():
+                    # a dict keeps the order of drawing: a set's differs between processes
                     whole[Prefix(query, s.response)] = None
     return [steps_of(query, text, cfg.task) for query, text in whole]
 
@@ -165,17 +166,21 @@ def complete(
     alive = solutions
     with setup.engine.awake(trainer.load_policy(cfg, completer)) as draw:
         for depth in itertools.count():
+            # the last prefix is the whole solution, which its own answer labels
             alive = [prefixes for prefixes in alive if len(prefixes) > depth + 1]
             shared = dict.fromkeys(prefixes[depth] for prefixes in alive)  # each once, in order
+            # the engine takes no longer prompts: vLLM's max_model_len counts on it
             todo = [prefix for prefix in shared if len(prompt(prefix)) < cfg.max_length]
             if not todo:
                 break
             groups = draw(todo, cfg.completions, T, f"step{depth + 1}", prompt)
             for prefix, group in zip(todo, groups):
+                # decoding may drop the first blank of a completion; graders fold white space
                 whole = [Prefix(prefix.query, f"{prefix.text} {s.response}") for s in group]
                 ended = [s.finish_reason == "stop" for s in group]
                 good = np.logical_and(right(whole, cfg.task), ended)
                 share[prefix] = float(good.mean())
+            # neither 0, lost, nor None, not asked, is gone on from
             alive = [prefixes for prefixes in alive if share.get(prefixes[depth])]
 
     every = []
@@ -226,6 +231,7 @@ def read_annotations(name: str) -> list[dict]:
 
 def from_shepherd(row: dict) -> list[dict]:
     """`input` has a tag after each step, `label` + or - in its place."""
+    # the two texts are read side by side, as the tags' places hold the marks in the second one
     *steps, rest = row["input"].split("ки")
     same_text = "([+-])".join(map(re.escape, [*steps, ""]))
     marks = re.match(same_text, row["label"])
@@ -250,6 +256,7 @@ def from_prm800k(row: dict) -> list[dict]:
     """
     label_of = {1: 1.0, 0: 1.0, -1: 0.0, None: None}
     prompt = row["question"]["problem"]
+    # one row for each path of steps, since a PRM reads whole prefixes
     rows, chain, labels = [], [], []
     for step in row["label"]["steps"]:
         chosen = step["chosen_completion"]
@@ -277,6 +284,7 @@ def from_prm800k(row: dict) -> list[dict]:
 def from_ours(row: dict) -> list[dict]:
     """`prompt`, `completions` and as many `labels`, as annotations.jsonl.gz and TRL have them."""
     columns = ("prompt", "completions", "labels", "share")
+    # columns of other names would make the hash in `ready` depend on what nothing reads
     ours = {name: row[name] for name in columns if name in row}
     steps, labels = ours["completions"], ours["labels"]
     share = ours.get("share", labels)
@@ -362,12 +370,14 @@ def new_prm(start: Path | str, tokenizer, template: str, cfg: PRMConfig) -> PRM:
     import torch
     import transformers
 
+    # the head is drawn while the model loads
     torch.manual_seed(trainer.seed_of(cfg.seed, "prm head"))
     model = transformers.AutoModelForTokenClassification.from_pretrained(
         start, dtype=trainer.weights_dtype(cfg), num_labels=2, id2label={0: "-", 1: "+"}
     )
     if cfg.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # they are saved with it, so that whoever loads the folder feeds the PRM as here
     tokenizer.init_kwargs.update(step_separator=cfg.separator, prompt_template=template)
     return PRM(ranks.shard(model, trainer.device()), tokenizer, "own", cfg.token_budget)
 
@@ -380,6 +390,7 @@ def fit(setup: Setup, rows: list[dict], cfg: PRMConfig, out: Path) -> None:
     for e, folder in enumerate(folders, 1):
         if trainer.is_complete(folder):
             done, start = e, folder
+    # a tokenizer of its own: the policy's must not be saved with the PRM's settings
     prm = new_prm(start, trainer.load_tokenizer(setup.base), setup.splits.base, cfg)
     optimizer = trainer.adamw(prm.model, cfg.prm_lr)
     if done:
@@ -387,6 +398,7 @@ def fit(setup: Setup, rows: list[dict], cfg: PRMConfig, out: Path) -> None:
 
     examples = as_examples(prm, rows, cfg)
     n = math.ceil(len(examples) / cfg.batch_size)  # steps an epoch
+    # trainer.train hands over a model, and a PRM is more than that
     backward = functools.partial(accumulate, prm)
     for e in range(done, cfg.prm_epochs):
         phase = trainer.Phase(
@@ -416,6 +428,7 @@ def evaluate(
     with setup.engine.awake(trainer.load_policy(cfg, start)) as draw:
         groups = draw(queries, 4, cfg.temperature or 1.0, "fresh")
     rewards.score(queries, groups, cfg.task, "answer+prm", prm)
+    # tau 1 admits right answers whose lowest step has p > 1/2, as r = 2 p there
     watched = metrics.watch_prm(queries, groups, 1.0, CHECKERS.get(cfg.task))
     return {key.removeprefix("prm/"): value for key, value in watched.items()}
 
@@ -473,15 +486,19 @@ def ready(
     rows  ready labels, which need the first stage of the SFT alone
     """
     if not isinstance(cfg, PRMConfig):
+        # the run's own flags stay, the PRM's settings come from the task
         preset = {k: v for k, v in PRESETS[cfg.task].items() if k not in vars(cfg)}
         preset["temperature"] = PRESETS[cfg.task].get("temperature")  # not the run's
         cfg = PRMConfig(**{**vars(cfg), **preset})
+    # ready labels need no completer, which is the last stage
     stages = 1 if rows else cfg.sft_epochs // max(1, cfg.start_epoch)
     starts = trainer.sft(cfg, setup.base, setup.human, setup.tokenizer, stages)
 
     questions = [(q.text, q.gold) for q in setup.splits.train]
+    # a class's __annotations__ leave out those it inherits; SHARED names some of them
     names = [*PRMConfig.__annotations__, *SHARED]
     settings = [getattr(cfg, name) for name in names]
+    # an SFT folder's name holds a hash of all that it is made from, so the name is enough
     inputs = repr([*map(str, starts), questions, *(rows or []), *settings])
     key = hashlib.sha256(inputs.encode()).hexdigest()[:12]
     out = out or trainer.CACHE / f"prm-{cfg.task}-{key}"
@@ -491,6 +508,7 @@ def ready(
             reason = "holds a PRM made from other settings, data or SFT checkpoints"
             raise UserError(f"--out {out} {reason}; choose another --out")
         trainer.write(mark, key.encode())
+        # prm.json comes last: without it the evaluation is still to be done
         if not trainer.is_complete(out / "prm") or not (out / "prm.json").exists():
             make(setup, starts, rows, cfg, out)
     return out / "prm"
@@ -503,6 +521,7 @@ def make(setup: Setup, starts: list, rows: list[dict] | None, cfg: PRMConfig, ou
     queries = setup.splits.train
     rng = random.Random(trainer.seed_of(cfg.seed, "prm"))
     picked = rng.sample(queries, len(queries))  # in random order
+    # questions that no label comes from, or the PRM would be judged by what it has seen
     held_out = min(200, len(queries) // 10)
     n = len(queries) - held_out
     if cfg.prm_queries:
@@ -515,6 +534,7 @@ def make(setup: Setup, starts: list, rows: list[dict] | None, cfg: PRMConfig, ou
 
     if (out / "completions.json").exists():
         row["completions"] = json.loads((out / "completions.json").read_text())
+    # from the folder, so that what is measured is what a run will load
     prm = PRM.load(out / "prm", "own", cfg.token_budget, cfg.task)
     row |= evaluate(setup, starts[0], picked[n : n + 200], cfg, prm)
     if cfg.task in CHECKERS and not cfg.annotations:  # ready labels may be of any questions

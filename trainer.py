@@ -148,9 +148,11 @@ def check_loss(policy, model: str | Path) -> None:
     try:
         # a cap on logits shows on small random weights, too, where the logits are loud
         head = policy.get_output_embeddings()
+        # both ways to the loss run through the head, so both see the loud logits
         hook = head.register_forward_hook(lambda head, inputs, logits: 1000 * logits)
         with torch.no_grad(), autocast():
             nll = token_nll(policy, [row, row[:5]], [1, 1])
+            # its labels are shifted inside, so row predicts its last 7 ids here, too
             own = policy(input_ids=ids, labels=ids, use_cache=False).loss.item()
         hook.remove()
         loss = nll[:7].mean().item()
@@ -268,6 +270,7 @@ def accumulate(policy, batch: list[tuple[list[int], int]], token_budget: int) ->
     n_tokens = sum(len(ids) - n_prompt for ids, n_prompt in batch)
     mean = 0.0
     # cut by tokens, not rows: memory goes by tokens, and rows differ in length by a factor of ten
+    # nothing=len: a prompt as long as the row has no token that counts
     for rows, n_prompts in ranks.micro_batches(batch, token_budget, nothing=len):
         # a mean of the micro-batches' means would depend on where they were cut
         loss = token_nll(policy, rows, n_prompts).sum() / n_tokens
@@ -280,6 +283,7 @@ def batches(n_examples: int, batch_size: int, rng: np.random.Generator) -> Itera
     """Batches of indices without end; every example comes once before any comes again."""
     order = np.zeros(0, dtype=int)
     while True:
+        # the last batch of a round is filled from the next, so that every step is of one size
         while len(order) < batch_size:
             order = np.concatenate([order, rng.permutation(n_examples)])
         yield order[:batch_size]
@@ -334,6 +338,7 @@ def train(
     for i, step in enumerate(phase.steps):
         # stochastic rounding and dropout draw from it, and a kill may have come before
         torch.manual_seed(seed_of(phase.seed, i))
+        # set at each step, not by a scheduler: there is no state of it to save and to load
         set_rate(optimizer, phase.rate(step))
         batch = [examples[j] for j in next(order)]
         loss = accumulate(policy, batch, cfg.token_budget)
@@ -408,11 +413,13 @@ def sft(cfg: Config, base: str, examples: list, tokenizer, stages: int = 0) -> l
     folder = CACHE / f"sft-{cfg.task}-{sft_key(cfg, base, examples)}"
     paths = [folder / f"epoch_{(i + 1) * cfg.start_epoch}" for i in range(stages)]
     n_steps = cfg.start_epoch * math.ceil(len(examples) / cfg.batch_size)  # a stage
+    # of all epochs, also where only the first is trained: M_0 is a point on the SFT's own schedule
     horizon = n_steps * cfg.sft_epochs // cfg.start_epoch
     with one_at_a_time(folder):
         missing = [i for i, path in enumerate(paths) if not is_complete(path)]
         if not missing:
             return paths
+        # behind base all paths are one place on: this is the stage before the first missing one
         start = [base, *paths][missing[0]]
         policy = load_policy(cfg, start)
         optimizer = adamw(policy, cfg.sft_lr)
@@ -429,6 +436,7 @@ def sft(cfg: Config, base: str, examples: list, tokenizer, stages: int = 0) -> l
 
 def sft_key(cfg: Config, base: str, examples: list) -> str:
     """Names an SFT by base model, examples and settings."""
+    # a folder may be trained further under the same name; a name on the hub is taken at its word
     files = sorted(Path(base).iterdir()) if Path(base).is_dir() else []
     # sizes and times stand for the content: hashing 14 GB at each start would take a minute
     stats = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files]
@@ -551,6 +559,7 @@ def resume(cfg: Config, out: Path, start: Path | str, n_done: int) -> State:
     """
     folders = [start, *(out / "checkpoints" / f"iter_{i}" for i in range(1, n_done + 1))]
     t = n_done
+    # M_0's folder is not tried here: where it is broken, sft has made it again
     while t > 0 and not is_complete(folders[t]):
         t -= 1
     folder = folders[t]
@@ -600,6 +609,7 @@ def n_parameters(model: str, shape) -> int | None:
         # on "meta" a model has shapes and no memory
         with torch.device("meta"):
             return transformers.AutoModelForCausalLM.from_config(shape).num_parameters()
+    # without the hub: "Mistral-7B-v0.1" still says enough to stop a hopeless run
     size = re.search(r"(\d+(?:\.\d+)?)\s*([BbMm])(?![a-z])", model)
     if size is None:
         return None
