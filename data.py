@@ -273,14 +273,13 @@ def _check(query: Query, seen: dict[str, str]) -> None:
     """Adds a question to `seen`; raises BadRow where it is no use."""
     text = folded(query)
     f"{text}{query.gold}{query.solution}".encode()  # half a surrogate pair cannot be written
-    why = seen.get(text)
-    seen.setdefault(text, "a question twice")
     if not text:
         raise BadRow("no question")
     if not query.gold:
         raise BadRow("no gold answer")
-    if why:
-        raise BadRow(why)
+    if text in seen:
+        raise BadRow(seen[text])
+    seen[text] = "a question twice"
 
 
 def folded(query: Query) -> str:
@@ -429,7 +428,7 @@ GSM8K_PROMPTS = (
 )
 MATH_PROMPTS = (
     "Problem:\n{query}\n\nSolution:\n",
-    "{query}\nReason step by step, and put the final answer within \\boxed{{}}.",
+    "{query}\nReason step by step, and put the final answer within \\boxed{}.",
 )
 MATH_SUBJECTS = """algebra counting_and_probability geometry intermediate_algebra number_theory
 prealgebra precalculus""".split()
@@ -608,8 +607,8 @@ def prompt_ids(tokenizer, query: Query, splits: Splits, chat: bool) -> list[int]
     """
     if not chat:
         bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        return bos + text_ids(tokenizer, splits.base.format(query=query.text))
-    content = splits.chat.format(query=query.text)
+        return bos + text_ids(tokenizer, splits.base.replace("{query}", query.text))
+    content = splits.chat.replace("{query}", query.text)
     turn = {"role": "user", "content": content}
     how = dict(add_generation_prompt=True, return_dict=False)
     # in one piece where it can be, since tokens may join over the question's edges

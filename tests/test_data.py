@@ -106,8 +106,8 @@ def test_a_math_answer_of_ones_own_stands_beside_a_solution():
 
 
 def test_math_takes_validation_from_the_test_part(tmp_path, capsys):
-    odd = [MATH[0], {"problem": "Empty?", "solution": "\\boxed{}"}]
-    train = write_rows(tmp_path / "math.jsonl", MATH + odd)
+    empty = {**MATH[5], "solution": "\\boxed{}"}  # the whole one behind it is no repeat
+    train = write_rows(tmp_path / "math.jsonl", [empty, *MATH, MATH[0]])
     math500 = write_rows(tmp_path / "math500.jsonl", [{**MATH[1], "answer": "2"}])
     gsm = write_rows(tmp_path / "gsm.jsonl", GSM[:3])
     splits = load("math", train, f"{math500},{gsm}", "--val-queries", "2")
@@ -115,7 +115,7 @@ def test_math_takes_validation_from_the_test_part(tmp_path, capsys):
     assert len(splits.val) == 2 and len(splits.train) == 60 - 1 - 2
     assert all(q.id.startswith("test/") for q in splits.val)
     err = capsys.readouterr().err
-    for why, line in {"a question twice": 61, "no gold answer": 62, "in another split": 2}.items():
+    for why, line in {"a question twice": 62, "no gold answer": 1, "in another split": 3}.items():
         assert f"train: 1 of 62 rows dropped, {why} (first: {train}:{line})\n" in err
 
 
