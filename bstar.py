@@ -136,7 +136,6 @@ def improve(M: State, queries: list[Query], kept, setup: Setup, cfg: Config) -> 
         return State(t, M.policy, M.optimizer, {"loss": None, "grad_norm": None})
     phase = phase_of(t, len(examples), setup, cfg)
     R = len(phase.steps) * cfg.batch_size / len(examples)  # readings of each response
-    # well above the 6 or so readings that are enough (RESULTS.md), so that the warning is rare
     if R > 20:
         print(
             f"iteration {t}: training reads each selected response {R:.0f} times, and the "
@@ -200,7 +199,7 @@ def evaluate(M: State, setup: Setup, score: Callable, cfg: Config) -> dict:
     row = {"val/pass@1": metrics.pass_at_1(val_greedy)}
     for i, (test, queries) in enumerate(tests.items()):
         score(queries, greedy[test])
-        scores = {"pass@1": metrics.pass_at_1(greedy[test])}
+        scores = {"pass@1": metrics.pass_at_1(greedy[test]), "queries": len(queries)}
         if cfg.eval_samples:
             score(queries, sampled[test])
             scores = metrics.of_samples(greedy[test], sampled[test], cfg.eval_samples, cfg.S)

@@ -237,8 +237,8 @@ def changes(rows: Sequence[dict]) -> dict[str, tuple[float, float, int]]:
         first, last = rows[0], rows[-1]
         if key == "distinct" and not any(row.get(key) for row in rows):
             continue  # no solution has an equation
-        # runs with --eval-samples 0 have pass@1 alone, and no number of questions
-        if len(with_numbers([first, last], [key, "queries", "coverage"])) == 2:
+        needed = [key, "queries", "coverage"] if key == "distinct" else [key, "queries"]
+        if len(with_numbers([first, last], needed)) == 2:
             sign = shift(*share(first, key), *share(last, key))
             changed[key] = (first[key], last[key], sign)
     return changed
@@ -309,7 +309,7 @@ def ties(ledger: Sequence[dict]) -> Iterator[str]:
         )
 
 
-def warnings(run: Run) -> str:
+def notices(run: Run) -> str:
     """A run's name, its alarms, and the number of its lost lines, one a line."""
     lines = [run.name, *alarms(run.rows, run.ledger)]
     last = int(run.rows[-1]["iter"])
@@ -570,7 +570,7 @@ def report(runs: Sequence[Run], out: Path, against: Path | None = None) -> Path:
     figures = out / "figures"
     parts = [verdict(name, group) for name, group in groups.items()]
     parts.append(html(summary(runs, against)))
-    parts += [f'<pre class="alarm">{escape(warnings(run))}</pre>' for run in runs]
+    parts += [f'<pre class="alarm">{escape(notices(run))}</pre>' for run in runs]
     settings = pd.DataFrame({name: group[0].config for name, group in groups.items()})
     parts.append(details("Settings", settings.astype(str)))
     curves = curve_figures(groups, figures)
@@ -696,7 +696,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         runs = [run._replace(name=str(run.path)) for run in runs]
     shared = runs[0].path if len(runs) == 1 else runs[0].path.resolve().parent
     out = args.out or shared
-    print(markdown(summary(runs, args.against)), *map(warnings, runs), sep="\n\n")
+    print(markdown(summary(runs, args.against)), *map(notices, runs), sep="\n\n")
     try:
         out.mkdir(parents=True, exist_ok=True)
         print(report(runs, out, args.against))

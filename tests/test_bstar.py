@@ -150,7 +150,7 @@ def test_evaluate_names_further_test_sets_and_can_be_greedy_alone(toy, tmp_path)
     assert drawn == ["iter0.more.greedy.0.jsonl.gz", "iter0.more.sampled.0.jsonl.gz"]
     cfg.eval_samples = 0
     row = bstar.evaluate(State(0, toy.policy()), setup, score, cfg)
-    assert set(row) == {"val/pass@1", "pass@1", "more/pass@1"}
+    assert set(row) == {"val/pass@1", "pass@1", "queries", "more/pass@1", "more/queries"}
 
 
 # -- whole runs -----------------------------------------------------------------------------------

@@ -67,6 +67,13 @@ def test_where_no_solution_has_an_equation_nothing_is_said_of_distinct_ones():
     assert "distinct" not in report.changes(run.rows)
 
 
+def test_a_run_with_greedy_answers_alone_has_a_verdict(tmp_path):
+    make_run(tmp_path / "run", passes=(30.0, 80.0))
+    run = report.read_run(tmp_path / "run")
+    rows = [{key: row[key] for key in (*report.ROW, "queries")} for row in run.rows]
+    assert report.changes(rows) == {"pass@1": (30, 80, 1)}
+
+
 def test_table_shows_first_last_best_and_gain_with_means_over_seeds(tmp_path):
     paths = [
         make_run(tmp_path / "run-1", 1, passes=[10.0, 30.0, 20.0]),
@@ -283,7 +290,7 @@ def test_lost_lines_are_counted_in_one_line(tmp_path, name, change, lost):
         path.write_text("\n".join(change(lines)))
     run = report.read_run(tmp_path / "run")
     line = f"lost: the lines of {lost} iterations are torn, foreign or gone"
-    assert (line in report.warnings(run)) == (lost > 0)
+    assert (line in report.notices(run)) == (lost > 0)
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[1]", "{}", '{"task": "stories", "seed": 1}'])
