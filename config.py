@@ -243,11 +243,16 @@ def parse_config(
     raises UserError  naming the flag, what was given and what is allowed
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    task_parser = Parser(add_help=False)  # first of all: the other flags' defaults hang on it
-    task_parser.add_argument("--task", default=kind.task, choices=LOADERS)
-    task = task_parser.parse_known_args(argv)[0].task
-
+    # first of all: the other flags' defaults hang on these two
+    first = Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    first.add_argument("--task", choices=LOADERS)
+    first.add_argument("--reward")
+    known = vars(first.parse_known_args(argv)[0])
+    task = known.get("task", kind.task)
     defaults = {"task": task, **presets[task]}
+    reward = known.get("reward", defaults.get("reward", kind.reward))
+    # it knows more than the task's preset, and less than the user
+    defaults |= REWARD_PRESETS.get((task, reward), {})
     name = Path(sys.argv[0]).name
     # without defaults of argparse's, `given` holds only what the user gave
     p = Parser(prog=name, description=doc, argument_default=argparse.SUPPRESS)
@@ -255,9 +260,7 @@ def parse_config(
         if f.name not in without:
             add_flag(p, f, defaults.get(f.name, f.default))
     given = vars(p.parse_args(argv))
-    reward = given.get("reward", defaults.get("reward", kind.reward))
-    # a reward's preset stands between: it knows more than the task's, and less than the user
-    cfg = kind(**{**defaults, **REWARD_PRESETS.get((task, reward), {}), **given})
+    cfg = kind(**{**defaults, **given})
     for name, reason in unread(cfg).items():
         if name in given:
             raise UserError(f"--{name.replace('_', '-')}: it does nothing {reason}; leave it out")

@@ -210,6 +210,9 @@ def test_every_field_is_a_flag_with_a_help_text(capsys):
         assert re.search(rf"--{f.name.replace('_', '-')}[ ,]", text), f.name
         assert f.metadata["text"], f.name
     assert text.count("(default") == len(fields(Config))
+    with pytest.raises(SystemExit):
+        parse("--task stories --help")
+    assert "(default '0.6:1.9:0.1')" in capsys.readouterr().out  # of stories' reward
 
 
 def test_every_field_is_used():
