@@ -388,12 +388,14 @@ def _bootstrap(qe: Array, i: int, j: int, seed: int) -> tuple[Array, Array]:
 
 
 def unique_correct(reward, correct, text) -> float:
-    """Right samples a query that say different things; the arguments are those of `Outcomes`.
+    """Right whole samples a query that say different things; arguments as in `Outcomes`.
 
     >>> unique_correct([[1, 1, 1, 0]], [[True, True, True, False]], [[0, 0, 1, 2]])
     2.0
     """
-    counted = np.asarray(correct, bool) & ~duplicates(reward, text)
+    # what was cut off is never selected
+    can_be_kept = ~duplicates(reward, text) & (_table(reward) > -np.inf)
+    counted = np.asarray(correct, bool) & can_be_kept
     return round(float(counted.sum(axis=1).mean()), 4)
 
 

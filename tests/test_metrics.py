@@ -157,6 +157,9 @@ def test_sweep_equals_counting_at_every_tau():
         for q, g in itertools.product(range(4), range(len(taus))):
             expected = naive_counts(reward[q], correct[q], text[q], taus[g])
             assert (n_sel[q, g], n_correct[q, g]) == expected
+        # at a tau below all rewards: of what was cut off nothing counts
+        _, n_correct = metrics.sweep(reward, correct, metrics.duplicates(reward, text), [-9.0])
+        assert metrics.unique_correct(reward, correct, text) == n_correct.mean()
 
 
 def test_repeats_ranks_nan_with_cut_off_responses():
