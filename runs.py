@@ -146,19 +146,19 @@ class Run:
             print(f"balance {t}: {reason}; {chosen} are the default", file=sys.stderr)
 
     @ranks.by_first
-    def print_probe(self, M: int) -> None:
+    def print_probe(self, n_queries: int) -> None:
         """Prints what the next iteration would find at each temperature   [--probe]
 
         R = N / (responses kept) says how often training would read each selected response.
         """
         decision = numbered_rows(self.out / "ledger.jsonl")[-1]
         N = self.cfg.samples_per_iter
-        print(f"N = {N} places, {M} questions, {self.cfg.K} samples each")
+        print(f"N = {N} places, {n_queries} questions, {self.cfg.K} samples each")
         print("| T | right, % | unique right a question | kept | R |\n|---|---|---|---|---|")
         columns = decision["temperatures"], decision["yield"], decision["unique"]
         for T, right, unique in zip(*columns):
             # by the answer alone: a tau above 0 may keep fewer, one below 0 more
-            kept = min(N, round(unique * M))
+            kept = min(N, round(unique * n_queries))
             R = f"{N / kept:.1f}" if kept else "-"
             print(f"| {T:g} | {100 * right:.1f} | {unique:.2f} | {kept} | {R} |")
 
@@ -450,7 +450,7 @@ def check_fit(cfg: Config, n: int, shape) -> None:
     limits = dict.fromkeys(peak, memory) | dict(host=host_memory(), disk=disk_left(Path(cfg.out)))
     line = [f"preflight | {n / 1e9:.3g}B parameters: {parts}"]
     line += [f"{what} {gib(x)} of {gib(limits[what])}" for what, x in peak.items()]
-    if cfg.preflight and cfg.task in SIZES and METHODS[cfg.method].iterate:
+    if type(cfg) is Config and cfg.preflight and cfg.task in SIZES and METHODS[cfg.method].iterate:
         line.append(hours(cfg, n))
     print(" | ".join(line), flush=True)
 
@@ -487,9 +487,11 @@ def peaks(cfg: Config, n: int, needed: dict[str, int], gpu: bool) -> dict[str, i
             peak["host"] += needed["optimizer"]
         if cfg.reward == "answer+prm":  # the PRM waits there
             peak["host"] += 2 * n
-    # a run that goes on has written some of it
-    disk = needed["disk"] - bytes_in(Path(cfg.out) / "checkpoints") - bytes_in(CACHE)
-    return peak | dict(disk=max(0, disk))
+    # a run that goes on has written some of it, and an SFT may be cached
+    checkpoints = bytes_in(Path(cfg.out) / "checkpoints")
+    sfts = sum(map(bytes_in, CACHE.glob(f"sft-{cfg.task}-*")))
+    disk = max(0, needed["disk"] - checkpoints) + max(0, needed["cache"] - sfts)
+    return peak | dict(disk=disk)
 
 
 def host_memory() -> int:

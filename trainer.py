@@ -507,7 +507,7 @@ def write_checkpoint(M: State, weights: dict, optimizer, folder: Path, tokenizer
             os.fsync(handle.fileno())
     marks = {str(f.relative_to(tmp)): fingerprint(f) for f in files}
     write(tmp / "complete.json", json.dumps(marks).encode())
-    shutil.rmtree(folder, ignore_errors=True)  # only ever an incomplete one
+    shutil.rmtree(folder, ignore_errors=True)  # an incomplete one, or one that came after such
     os.replace(tmp, folder)
 
 
@@ -620,7 +620,7 @@ def needs(cfg: Config, n: int, shape, gpu: bool) -> dict[str, int]:
     """Bytes that a run of n parameters holds at its peaks, from the model's config alone.
 
     shape    the model's config; None leaves out activations and KV cache
-    returns  weights, gradients, optimizer, activations, context (of a GPU), KV cache, disk
+    returns  weights, gradients, optimizer, activations, context (of a GPU), KV cache; disk, cache
     """
     bf16 = cfg.optim == "adamw8bit"
     # 8-bit moments have a float32 scale for each 256 numbers
@@ -630,8 +630,9 @@ def needs(cfg: Config, n: int, shape, gpu: bool) -> dict[str, int]:
     stages = min(1, cfg.start_epoch)
     if cfg.method == "sft" or (cfg.reward == "answer+prm" and not cfg.prm):
         stages = cfg.sft_epochs // max(1, cfg.start_epoch)
-    # the last two checkpoints, the best, one in writing; the SFT's
-    needed["disk"] = (needed["weights"] + needed["optimizer"]) * (4 + stages)
+    checkpoint = needed["weights"] + needed["optimizer"]
+    needed["disk"] = 4 * checkpoint  # the last two, the best, one in writing
+    needed["cache"] = stages * checkpoint  # the SFT's
     for name in ("weights", "gradients", "optimizer"):
         needed[name] //= ranks.LOCAL_WORLD  # each process keeps a share
     if shape is not None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -256,6 +257,10 @@ def test_the_preflight_refuses_what_cannot_fit_and_names_the_flag(
 def test_no_room_on_the_disk_is_told_at_the_start(model, monkeypatch):
     usage = type("Usage", (), {"free": 10 << 20})
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    other = Path("runs/cache/sft-math-1")  # another task's is none of this run's
+    other.mkdir(parents=True)
+    (other / "model.safetensors").write_bytes(b"")
+    os.truncate(other / "model.safetensors", 1 << 40)
     with pytest.raises(UserError, match="disk needs .* of 0.00977 GiB; free some"):
         preflight(parse_config(model.split()))
 
