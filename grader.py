@@ -865,7 +865,7 @@ class Grader:
 GRADERS = {
     "walk": Grader(str.strip, reaches),
     "stories": Grader(_story_answer, operator.eq),
-    "arc": Grader(_choice, lambda pred, gold: (_choice(pred) or pred) == gold),
+    "arc": Grader(_choice, operator.eq),
     "gsm8k": Grader(_final_answer, _same),
     "math": Grader(_final_answer, _same, no_answer=copies),
     "code": Grader(extract_program, passes, threads=min(16, os.cpu_count() or 1)),
