@@ -79,8 +79,7 @@ OF_THE_LOOP = """method reward prm prm_format offload_optimizer num_iters querie
 steps_per_iter lr tau temperatures taus balance_queries eval_queries
 eval_samples S probe max_repeats""".split()
 # of the others, what the PRM depends on beside its own settings
-SHARED = """seed task temperature max_tokens max_length batch_size token_budget warmup clip chat
-optim""".split()
+SHARED = "seed task temperature max_tokens max_length batch_size warmup clip chat optim".split()
 
 
 # -- annotate --------------------------------------------------------------------------------------
@@ -430,6 +429,7 @@ def evaluate(
     rewards.score(queries, groups, cfg.task, "answer+prm", prm)
     # tau 1 admits right answers whose lowest step has p > 1/2, as r = 2 p there
     watched = metrics.watch_prm(queries, groups, 1.0, CHECKERS.get(cfg.task))
+    watched.pop("prm/wrong_admitted", None)  # at tau 1 none can be
     return {key.removeprefix("prm/"): value for key, value in watched.items()}
 
 

@@ -375,6 +375,7 @@ def test_the_default_run_trains_its_prm_first_and_other_methods_share_it(tmp_pat
     assert rows[1].keys() >= set(keys)
     at = LOOP.index("--balance-queries")  # and the grid
     online = [*LOOP[:at], *LOOP[at + 4 :], "--method", "online-rft", "--tau", "1"]
+    online += ["--token-budget", "2048"]  # a smaller one must not make another PRM
     code, _, err = run(tmp_path, "bstar.py", *online)
     assert code == 0 and "PRM |" not in err, err
     [made] = (tmp_path / "runs/cache").glob("prm-stories-*")
