@@ -41,6 +41,7 @@ RIGHT = {
 }
 BY_GENERATE = {
     "mamba": dict(state_size=8),
+    "deepseek_v4": dict(num_key_value_heads=4, n_routed_experts=4, **MLA, **EXPERTS),
     "minimax": dict(head_dim=8, block_size=4),
     "openai-gpt": {},
 }
@@ -50,6 +51,7 @@ WRONG = {
     "cohere": {},
     "falcon_h1": dict(lm_head_multiplier=0.5, **MAMBA),
     "modernbert-decoder": {},
+    "inkling_text": dict(n_routed_experts=4, head_dim=8, **EXPERTS),
     "recurrent_gemma": dict(lru_width=32, attention_window_size=8),
     "bart": dict(d_model=32, decoder_attention_heads=4, decoder_layers=2),
     "bert": {},
