@@ -228,10 +228,11 @@ def test_a_damaged_chunk_is_told_and_drawn_again(tmp_path, capsys):
     engine.write_chunk(part, [group[:1] for group in first])
     another_n = part.read_bytes()
     no_deflate = whole[:10] + b"\xff" * 20 + whole[30:]
-    for damaged in (whole[:-20], no_deflate, b"no gzip", another_n, gzip.compress(b"null\n" * 10)):
+    no_groups = gzip.compress(b"null\n" * 10)
+    for damaged in (whole[:-20], no_deflate, b"", b"no gzip", another_n, no_groups):
         part.write_bytes(damaged)
         assert draw(sampler) == first and part.read_bytes() == whole
-    assert capsys.readouterr().err.count(f"{part}: damaged; sampled again") == 5
+    assert capsys.readouterr().err.count(f"{part}: damaged; sampled again") == 6
 
 
 # -- which one ------------------------------------------------------------------------------------
