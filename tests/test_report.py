@@ -408,6 +408,7 @@ def test_curves_are_means_over_seeds(tmp_path, drawn, prm):
     assert set(names) < set(drawn) and ("prm/auc" in drawn) == ("prm@8-2" in drawn) == prm
     assert ("Calibration of the PRM" in drawn) == prm
     assert drawn["pass@K-S"].names == ["pass@8-2", "pass@4-2"]
+    assert "Pass@K-S" not in drawn["reward@K-S"].see  # with a PRM it is another number
     [curve] = drawn["pass@1"].curves
     assert list(curve[0].get_ydata()) == [20.0, 30.0]
     [bars] = curve[2]
@@ -425,9 +426,10 @@ def test_sft_beside_other_methods_is_a_level_line(tmp_path, drawn):
 
 def test_every_curve_has_its_own_colour(tmp_path, drawn):
     runs = [report.read_run(make_run(tmp_path / f"{K}", method="sft", K=K)) for K in range(12)]
-    report.curve_figures(report.by_seed(runs), tmp_path)
-    colours = [tuple(curve[0].get_color()) for curve in drawn["pass@1"].curves]
-    assert len(set(colours)) == len(colours) == 12
+    for shown, title in ((runs, "pass@8"), (runs[:1], "pass@K")):  # a curve a run, or of one a K
+        report.curve_figures(report.by_seed(shown), tmp_path)
+        colours = [tuple(curve[0].get_color()) for curve in drawn[title].curves]
+        assert len(set(colours)) == len(colours) == max(2, len(shown))
 
 
 def test_no_figure_comes_twice(tmp_path, drawn):
