@@ -172,6 +172,8 @@ def test_a_run_leaves_its_folder_complete(reference):
     folder, out, _ = reference
     rows, ledger = (metrics.read_jsonl(folder / f"{x}.jsonl") for x in ("metrics", "ledger"))
     assert [r["iter"] for r in rows] == [0, 1, 2] and [d["iter"] for d in ledger] == [1, 2]
+    phases = {line["phase"] for line in metrics.read_jsonl(folder / "times.jsonl")}
+    assert phases >= {"base", "sft", "balance", "gen", "score", "train", "eval"}
     for d, row in zip(ledger, rows[1:]):
         assert np.array(d["surface"]).shape == (2, 21)
         assert (d["temperature"], d["tau"]) == (row["temperature"], row["tau"])

@@ -135,6 +135,7 @@ def test_samples_hold_question_and_gold(tmp_path):
 
 def test_a_line_of_a_file_is_replaced_and_later_ones_dropped(tmp_path):
     run = begun(tmp_path)
+    (tmp_path / "ledger.jsonl").write_text('{"qe": 3}\n{"iter": "x"}\n[]\n')  # no iteration's
     for t, value in ((1, "a"), (2, "b"), (3, "c"), (2, "d")):
         run.put("ledger.jsonl", {"iter": t, "value": value})
     rows = metrics.read_jsonl(tmp_path / "ledger.jsonl")
