@@ -285,11 +285,11 @@ def test_labels_that_are_all_alike_are_said(capsys, labels, good):
     assert (alike in err) == bool(err) == (good != 0.5)
 
 
-def test_a_prm_is_read_before_anything_is_made(base, tmp_path):
-    flags = ["--task", "stories", "--prm", str(tmp_path / "nope")]
-    cfg = parse_config(flags)
-    with pytest.raises(UserError, match="--prm .*nope"):
-        train_prm.given(cfg)
+def test_a_prm_is_read_before_anything_is_made(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="--prm nope"):
+        bstar.main([*TINY, *LOOP, "--prm", "nope"])
+    assert not Path("runs/cache").exists()
     assert train_prm.given(parse_config([])) is None
     prm = train_prm.new_prm(base, trainer.load_tokenizer(base), "{query}", prm_config())
     trainer.save(trainer.State(0, prm.model), tmp_path / "prm", prm.tokenizer)
@@ -369,8 +369,9 @@ def test_ready_labels_need_the_first_sft_checkpoint_alone(tmp_path):
 def test_the_default_run_trains_its_prm_first_and_other_methods_share_it(tmp_path):
     code, _, err = run(tmp_path, "bstar.py", *LOOP)
     assert code == 0 and "PRM |" in err, err
-    rows = metrics.read_jsonl(tmp_path / "runs/stories-bstar-answer+prm-0/metrics.jsonl")
-    assert "prm@4-2" in rows[0]
+    folder = tmp_path / "runs/stories-bstar-answer+prm-0"
+    rows, times = (metrics.read_jsonl(folder / f"{x}.jsonl") for x in ("metrics", "times"))
+    assert "prm@4-2" in rows[0] and {"base", "sft", "prm"} <= {line["phase"] for line in times}
     keys = "prm/auc prm/step_auc prm/ece prm/wrong_admitted prm/min_last".split()
     assert rows[1].keys() >= set(keys)
     at = LOOP.index("--balance-queries")  # and the grid
