@@ -136,7 +136,7 @@ SFT = "num-iters queries-per-iter K steps-per-iter max-repeats lr temperature ta
 IDLE = [
     *(("--method sft", f"--{name} 1") for name in SFT),
     ("--method sft", "--balance-queries 5"),
-    ("--method sft", "--taus 0:1:0.1"),
+    ("--method online-rft", "--taus 0:1:0.1"),
     ("--method sft", "--offload-optimizer"),
     ("--method online-rft", "--balance-queries 5"),
     ("--method online-rft", "--temperatures 0.5:1:0.1"),
