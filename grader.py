@@ -172,12 +172,13 @@ _SPELLINGS: list[tuple[str, str | Callable]] = [
     # text and fonts
     (rf"\\frac\s*\{{\s*({_TEXT})\s*\}}\s*\{{\s*({_TEXT}[^{{}}]*)\}}", r"\1/\2"),  # m/s^2
     (rf"\\(?:{_FONTS})\s*\{{([^{{}}]*)\}}", _unit_text),
+    (r"(?<=\d )((?:mi|[kc]?m|ft)/[hs])\s*$", _unit_text),
     (r"\\mathbb\s*\{?R\}?|^\s*all real(?: number)?s\s*$", r"(-\\infty,\\infty)"),
     # subscripts, logarithms and bases: braces where there is more than one character
     (r"(?<=\w)\s*\(?\s*(?:in )?base[ -]+(\w+)\s*\)?\s*$", r"_{\1}"),
     (r"_\s*\{\s*(?:\(|base)\s*(\w+)\s*\)?\s*\}", r"_{\1}"),
     (r"\s*_\s*\{\s*([a-z]+)\s*\}", lambda m: f"_{{{_NUMBER_WORDS.get(m[1], m[1])}}}"),
-    (r"\s*_\s*\{\s*(\w)\s*\}", r"_\1"),
+    (r"\s*_\s*\{\s*(\w)\s*\}(?!\d)", r"_\1"),  # x_{1}2 is not x_{12}
     (r"\\?\blog\s*_\s*(?:(\d+)(?=[\s({\\])|(\w))", r"\\log_{\1\2}"),
     (r"_(\d\d+)", r"_{\1}"),
     (rf"(\\(?:{_TRIG})\s*\^)\s*(\w)", r"\1{\2}"),
@@ -275,8 +276,8 @@ _NAME = re.compile(
     rf"|[a-wA-W]'*(?:_\w)?(?:\^\{{-1\}})?\({_ARGUMENT}(?:,{_ARGUMENT})*\)"  # f(2), P(A|B)
     r"|\\(?:sin|cos|tan|cot|sec|csc) ?(?:\\angle ?)?(?:[A-Z]+|\\[a-z]+)"  # \sin A
     r"|\\?(?:det|gcd|lcm) ?(?:[A-Z]|\([\w, ]+\))"
-    r"|\|\\?[a-zA-Z]+\||\\\|\\?[a-zA-Z]+\\\||\[[A-Z]{3,}\]"  # |z|, \|v\|, the area [ABC]
-    r"|\((?:\\?[a-z]+,)+\\?[a-z]+\)"  # (x,y)
+    r"|\|\\?[a-zA-Z]+\||\\\|\\?[a-zA-Z]+\\\|"  # |z|, \|v\|
+    r"|\((?:\\?[a-z]+,)+\\?[a-z]+\)|[A-Z]?\[[A-Z]+\]"  # (x,y), the area [ABC], E[X]
     r"|(?!abcd|wxyz)(?:[Tt]he )?[a-zA-Z]{4,}(?: [a-zA-Z]+)*"  # area
 )
 _DEPENDENT = re.compile(r"y|[a-zA-Z]\([a-z](?:,[a-z])*\)")  # y = 2x says what f(x) = 2x says

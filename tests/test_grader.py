@@ -262,7 +262,7 @@ def lines(block):
 SAME = {
     "left sides": [
         r"7 | f(4)=7 | f(-1) = 7 | g(f(2)) = 7 | f^{-1}(3) = 7 | a_{12} = 7 | S_{10}=7 | |z| = 7"
-        r" | \|\mathbf{v}\| = 7"
+        r" | \|\mathbf{v}\| = 7 | [ABC]=7 | E[X] = 7"
         r" | \angle ABC = 7^\circ | m\angle A = 7 | \overline{PQ} = 7 | \text{Area} = 7 | 3+4 = 7",
         r"1/2 | P(A) = \frac12 | P(A \cap B)=0.5 | P(X=2) = 1/2 | \sin A = 1/2 | \cos\theta = 0.5",
         r"24 | 4! = 24 | n = 4! = 24 | 24 = n",
@@ -306,7 +306,7 @@ SAME = {
     "complex numbers": [r"3+4i | i(4-3i) | (2+i)^2", r"-3i | \frac{3}{i} | 3/i | -3i"],
     "units": [
         r"40 | 40 mph | 40\text{ mi/h} | 40\text{ miles per hour}",
-        r"40 \text{ mph} | 40 miles per hour | 40 mi/hr",
+        r"40 \text{ mph} | 40 miles per hour | 40 mi/hr | 40 mi/h",
         r"40 \text{ mph} | 40 \frac{\text{miles}}{\text{hour}} | 40\ \frac{\text{mi}}{\text{hr}}"
         r" | 40\text{ miles}/\text{hour} | 40 \dfrac{\mathrm{mi}}{\mathrm{h}} | 40",
         r"9.8\text{ m/s}^2 | 9.8\,\frac{\text{m}}{\text{s}^2} | 9.8",
@@ -340,7 +340,7 @@ OTHER = {
         r"9\text{ km/h} | 9\text{ km} | 9\text{ m/s} | 9\frac{\text{mi}}{\text{h}}",
         r"9\frac{\text{m}}{\text{s}} | 9\frac{\text{m}}{\text{h}} | 9\frac{\text{s}}{\text{m}}",
     ],
-    "subscripts": [r"a_{10} | a_{20} | a_1 | 10a", r"3x_1 | x_{13} | x_{31}"],
+    "subscripts": [r"a_{10} | a_{20} | a_1 | 10a | a_{1}0", r"3x_1 | x_{13} | x_{31}"],
     "commands are no words": [r"0 | f(\frac{x}{y}) = x - y", r"\sec x | \text{sec} x"],
     "functions": [r"0 | xf(y) - yf(x) | f(x) - g(x)", r"f(2) | 2f(1) | 2f", r"f(x)y | f(y)x"],
     "points": [r"(3,-2) | x=-2, y=3 | x=3, x=-2 | x=3, y=-2, z=0 | 3, -2 | x=3 | x=3, u=-2"],
