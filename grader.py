@@ -113,9 +113,11 @@ _SIGNS = r"\times |\cdot |\pi |\infty |\sqrt |^2|^3|\le |\ge |\ne |\cup ".split(
 _SIGNS += r"\frac12|\frac13|\frac23|\frac14|\frac34".split("|")
 _UNICODE = str.maketrans(dict(zip("×·π∞√²³≤≥≠∪½⅓⅔¼¾", _SIGNS)))
 # \1 is to mark the end of a matrix's row, so a text's own must go.
-_UNICODE |= str.maketrans("−–÷", "--/", "€£\0\1")
+_UNICODE |= str.maketrans("−–÷", "--/", "\0\1")
 _WORDS_TO_12 = "zero one two three four five six seven eight nine ten eleven twelve".split()
 _NUMBER_WORDS = {word: str(number) for number, word in enumerate(_WORDS_TO_12)}
+_NUMBER_WORDS |= {"one half": "1/2", "one third": "1/3", "two thirds": "2/3"}
+_NUMBER_WORDS |= {"one fourth": "1/4", "one quarter": "1/4", "three fourths": "3/4"}
 # In \text a single letter is a unit, elsewhere it is a variable.
 _UNIT_LETTERS = {"m": "meter", "g": "gram", "s": "second", "h": "hour", "L": "liter"}
 _UNIT_LETTERS |= {"sec": "second"}
@@ -160,7 +162,7 @@ _SPELLINGS: list[tuple[str, str | Callable]] = [
     (r"\\[,;: ]|~|\\q?quad(?![a-z])|\s+", " "),
     (r"(?<![\d.,] )(?<![\d.])\d{1,3}(?: \d{3})+(?![\d/]| \d)", lambda m: m[0].replace(" ", "")),
     # commands with several names
-    (r"\\[dtc]?(frac|binom)", r"\\\1"),
+    (r"\\(?:[dtcs]|nice)?(frac|binom)", r"\\\1"),
     (r"\{\s*(\w+)\s*\\choose\s*(\w+)\s*\}", r"\\binom{\1}{\2}"),
     (r"(?:\{\s*\})?_\{?(\d+)\}?C_\{?(\d+)\}?", r"\\binom{\1}{\2}"),
     (r"\{([^{}]*)\\over(?![a-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
@@ -171,7 +173,9 @@ _SPELLINGS: list[tuple[str, str | Callable]] = [
     (r"\\\{\s*\\\}", r"\\emptyset"),
     # text and fonts
     (rf"\\frac\s*\{{\s*({_TEXT})\s*\}}\s*\{{\s*({_TEXT}[^{{}}]*)\}}", r"\1/\2"),  # m/s^2
+    (r"_\s*\\text\s*\{\s*(\w+)\s*\}", r"_{\1}"),
     (rf"\\(?:{_FONTS})\s*\{{([^{{}}]*)\}}", _unit_text),
+    (rf"\\(?:{_FONTS}|boldsymbol|bm|(?:text)?color\s*\{{\w+\}})(?=\s*\{{)", ""),
     (r"(?<=\d )((?:mi|[kc]?m|ft)/[hs])\s*$", _unit_text),
     (r"\\mathbb\s*\{?R\}?|^\s*all real(?: number)?s\s*$", r"(-\\infty,\\infty)"),
     # subscripts, logarithms and bases: braces where there is more than one character
@@ -182,8 +186,9 @@ _SPELLINGS: list[tuple[str, str | Callable]] = [
     (r"\\?\blog\s*_\s*(?:(\d+)(?=[\s({\\])|(\w))", r"\\log_{\1\2}"),
     (r"_(\d\d+)", r"_{\1}"),
     (rf"(\\(?:{_TRIG})\s*\^)\s*(\w)", r"\1{\2}"),
-    # 24^{th}
+    # 24^{th}, words in front
     (r"\^\s*\{?\s*(st|nd|rd|th)\s*\}?\s*$", r" \1"),
+    (r"(?i)^\s*(?:there (?:are|is)|the points?|all real numbers) +(?=[-\d(\\]|[a-z] *[\\<>=])", ""),
     # negative 6 is -6; the area is 6; in (D) 6 and (110)_2 the brackets add nothing
     (r"^\s*(?:negative|minus) +(?=[\d\\])", "-"),
     (r"^(\s*[a-zA-Z ]{6,} )is +(?=-?[\d\\])", r"\1="),
@@ -191,11 +196,16 @@ _SPELLINGS: list[tuple[str, str | Callable]] = [
     (r"^\s*\(([\dA-F]*\d[\dA-F]*)\)(?=_)", r"\1"),
     # a choice (C) is C; {x | x > 3} is x > 3; a set of one element is the element; {1, 2} is a set
     (r"(?<![\w})])\(([A-Z])\)(?![\w({])", r"\1"),
-    (r"^\s*\\\{\s*[a-z]\s*[|:](.*)\\\}\s*$", r"\1"),
+    (r"^\s*\\\{\s*[a-z]\s*(?:\\in *\(-\\infty,\\infty\)\s*)?[|:](.*)\\\}\s*$", r"\1"),
     (r"^\s*\\\{((?:(?!\\\}|,).)*)\\\}\s*$", r"\1"),
     (r"^\s*\{([^{}]*,[^{}]*)\}\s*$", r"\\{\1\\}"),
+    # ]1,2[ is (1,2)
+    (r"^\s*\](?=[^\[\]]*,)", "("),
+    (r"(?<=,)([^\[\],]*)\[\s*$", r"\1)"),
     # money, percent, time of day, 1.5 million, 1.5e3
     (r"^\\\$\s*([\d.,]*\d)[.,\s]*$", r"\1 dollars"),
+    (r"^\s*€\s*([\d.,]*\d)[.,\s]*$", r"\1 euros"),
+    (r"^\s*£\s*([\d.,]*\d)[.,\s]*$", r"\1 pounds"),
     (r"\\\$", ""),
     (r"\\?%", " percent "),
     (r"(?i)(?<=\d)(?::00)?\s*([ap])\.?\s?m\b\.?", lambda m: f" {m[1].lower()}m"),
@@ -274,7 +284,7 @@ _ARGUMENT = (
 _NAME = re.compile(
     _VARIABLE.pattern + r"|(?:m?\\(?:angle|triangle|overline) ?)?\{?[A-Z]+\}?"  # AB, \angle ABC
     rf"|[a-wA-W]'*(?:_\w)?(?:\^\{{-1\}})?\({_ARGUMENT}(?:,{_ARGUMENT})*\)"  # f(2), P(A|B)
-    r"|\\(?:sin|cos|tan|cot|sec|csc) ?(?:\\angle ?)?(?:[A-Z]+|\\[a-z]+)"  # \sin A
+    r"|\\(?:sin|cos|tan|cot|sec|csc) ?\d?(?:\\angle ?)?(?:[A-Z]+|\\[a-z]+)"  # \sin A
     r"|\\?(?:det|gcd|lcm) ?(?:[A-Z]|\([\w, ]+\))"
     r"|\|\\?[a-zA-Z]+\||\\\|\\?[a-zA-Z]+\\\|"  # |z|, \|v\|
     r"|\((?:\\?[a-z]+,)+\\?[a-z]+\)|[A-Z]?\[[A-Z]+\]"  # (x,y), the area [ABC], E[X]
@@ -331,9 +341,12 @@ def _interval(sides: list[str], signs: list[str]) -> tuple[str, str]:
     if len(sides) != 3 or not set(signs) <= {"<", r"\le"}:
         return "", ""
     (low, name, high), (left, right) = sides, signs
-    # |x| < 3 is an interval around 0; |x| > 3 is none, and stays a relation.
+    # |x| < 3 is an interval around 0; |x| > 3 is all the rest.
     if name[:1] == "|" and low == r"-\infty":
         low, name, left = f"-({high})", name.strip("|"), right
+    elif name[:1] == "|" and high == r"\infty" and _is_number(low):
+        end, start = {"<": ")(", r"\le": "]["}[left]
+        return name.strip("|"), rf"(-\infty,-({low}){end}\cup{start}{low},\infty)"
     if not _VARIABLE.fullmatch(name) or not _is_number(low) or not _is_number(high):
         return "", ""
     brackets = {"<": "()", r"\le": "[]"}
@@ -440,6 +453,7 @@ _LEXER = re.compile(
     r"|\S"
 )
 # + 0, since mpmath's constants are lazy objects, and a number is wanted.
+_FACTOR = re.compile(rf"\w|\\(?!{_TRIG}|arc|log|ln|exp|cdot|times|l?r?floor|l?r?ceil)[a-z]")
 _CONSTANTS = {"e": _mp.e + 0, "i": _mp.mpc(0, 1), r"\pi": _mp.pi + 0}
 _CONSTANTS[r"\infty"] = Fraction(7**99, 2)  # equal to itself only
 _FUNCTIONS = {rf"\{name}": getattr(_mp, name) for name in "sin cos tan cot sec csc ln exp".split()}
@@ -474,12 +488,23 @@ def _power(base: Number, exponent: Number) -> Number:
     return _bounded(_mp.power(base, exponent))
 
 
-def _factorial(value: Number) -> Fraction:
-    """n!, exactly."""
-    # It also keeps out fractions, negative numbers and values with letters.
-    if value not in range(_MAX_FACTORIAL):
+def _factorial(value: Number) -> Number:
+    """n!, exactly; where letters make it no whole number, Gamma(n + 1)."""
+    if abs(value) > _MAX_FACTORIAL or value in range(-_MAX_FACTORIAL, 0):
         raise OverflowError
-    return Fraction(math.factorial(int(value)))
+    if value in range(_MAX_FACTORIAL + 1):
+        return Fraction(math.factorial(int(value)))
+    return _mp.factorial(_mp.convert(value))
+
+
+def _binomial(n: Number, k: Number) -> Number:
+    """n (n-1) ... (n-k+1) / k!, for any n."""
+    if k not in range(_MAX_FACTORIAL):
+        raise OverflowError
+    value = Fraction(1)
+    for i in range(int(k)):
+        value = _bounded(value * (n - i) / (i + 1))
+    return value
 
 
 class _Parser:
@@ -532,8 +557,7 @@ class _Parser:
         if token == r"\frac":
             return self.atom() * _power(self.atom(), Fraction(-1))
         if token == r"\binom":
-            n, k = self.atom(), self.atom()
-            return _factorial(n) / _factorial(k) / _factorial(n - k)
+            return _binomial(self.atom(), self.atom())
         if token == r"\sqrt":
             degree = self.atom() if self.next_is("[") else Fraction(2)
             return _power(self.atom(), 1 / degree)
@@ -564,7 +588,7 @@ class _Parser:
         if self.next_is(*_BRACKET_PAIRS):
             return self.atom()
         value = self.power()
-        while self.tokens and re.match(r"\w|\\pi|\\frac|\\sqrt", self.tokens[-1]):
+        while self.tokens and _FACTOR.match(self.tokens[-1]):
             value *= self.power()
         return value
 
@@ -686,6 +710,7 @@ _WORDS = re.compile(r"(?=.*[a-zA-Z]{3}|[A-Z]{2}$)[a-zA-Z][a-zA-Z0-9 .'-]*")
 _IN_A_BASE = re.compile(r"(?=[^_]*\d)[0-9A-Z.-]+_(?:\w|\{\w+\})")
 _HAS_RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne|in)(?![a-z])")
 _INTEGER = re.compile("-?[0-9]+")
+_RATIO = re.compile(r"[0-9]+(?::[0-9]+)+")
 _MOD = re.compile(r"\\pmod\s*(?:\{[^{}]*\}|\d+)")
 
 
@@ -701,6 +726,9 @@ def _same_leaf(p: str, g: str) -> bool:
         return p == g
     if _HAS_RELATION.search(p) or _HAS_RELATION.search(g):
         return _same_relation(p, g)
+    if _RATIO.fullmatch(p) and _RATIO.fullmatch(g):
+        a, b = (list(map(Fraction, text.split(":"))) for text in (p, g))
+        return [x * b[0] for x in a] == [x * a[0] for x in b]
     (p, p_unit), (g, g_unit) = _measure(p), _measure(g)
     if not _same_unit(p_unit, g_unit):
         return False
@@ -835,11 +863,16 @@ def copies(pred: str, gold: str, question: str) -> bool:
     [True, False, False]
     """
     plain = re.fullmatch(r"-?[\d.,{} ]+|[^-+*/^<>=!\\]*", _normal(pred))
+    if plain or max(len(pred), len(gold)) > MAX_CHARS or _normal(pred) == _normal(gold):
+        return False
+    formulas = ["".join(groups) for groups in _FORMULA.findall(question)]
+    if _normal(pred) in map(_normal, formulas):
+        return True
     reference = _atoms(gold)
-    if plain or _atoms(pred) == reference or max(len(pred), len(gold)) > MAX_CHARS:
+    if _atoms(pred) == reference:
         return False
     answer = _atoms(_named(_normal(pred))[1])
-    for formula in map("".join, _FORMULA.findall(question)):
+    for formula in formulas:
         sides = _split(formula.strip(" .,?"), "=", r"\le", r"\ge", "<", ">")[::2]
         for side in dict.fromkeys([formula, *sides]):
             atoms = _atoms(side)

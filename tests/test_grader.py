@@ -157,6 +157,20 @@ no solution | \text{No solutions}
 \{-1\} \cup \{2\} | -1,2
 1+i | \sqrt2(\cos 45^\circ + i\sin 45^\circ) | \sqrt2(\cos(45^\circ)+i\sin(45^\circ))
 \frac59 | {5 \over 9} | 0.\bar{5}
+2:3:4 | 4:6:8
+664_7 | 664_\text{seven}
+\frac12 | \nicefrac{1}{2} | \text{one half} | \mathbf{\frac{1}{2}} | \textcolor{blue}{\frac12}
+9\pi | \boldsymbol{9\pi}
+-\frac{24}{7} | \tan 2\theta = -\frac{24}{7}
+3\sec\frac12\theta | \frac{3}{\cos(\theta/2)}
+\binom{n}{2} | \frac{n(n-1)}{2}
+(n+1)! | (n+1) n!
+(-\infty,-5]\cup[5,\infty) | |x| \ge 5
+(-\infty,-5)\cup(5,\infty) | |x| > 5
+(1,\infty) | \left]1,\infty\right[ | \{x\in\mathbb{R}: x>1\} | \text{all real numbers } x > 1
+[1,2) | [1,2[
+(-6,0) | the point (-6, 0)
+7 | \text{There are } 7
 32,000,000 | 32\text{ million} | 0.032 billion
 1.5\text{ million dollars} | \$1,500,000
 \begin{pmatrix}1/5\\-3/5\end{pmatrix} | \frac15\begin{pmatrix}1\\-3\end{pmatrix}
@@ -175,6 +189,11 @@ x \ne 5 | (-\infty,5)
 \mathbb{R}\setminus\{5\} | (-\infty,4)\cup(4,\infty)
 \frac15\begin{pmatrix}1\\3\end{pmatrix} | \begin{pmatrix}1/5\\3\end{pmatrix}
 32\text{ million} | 32
+2:3:4 | 2:3:5
+€12.50 | \$12.50
+|x| > 5 | (-\infty,-5]\cup[5,\infty)
+n! | (n-1)!
+]1,2] | [1,2]
 7 \pmod{10} | 7 \pmod{12}
 (C) 12 | \text{(D)}
 {}_5C_2 | 10_2
@@ -796,6 +815,7 @@ COPIES = [
     (r"Evaluate $81^{3/4}$. Is it 27?", "27", r"81^{\frac{3}{4}} | (81)^{3/4}+0", "27 | 3^3"),
     ("Simplify $(5-2i)3+4i$.", "15-2i", "-(-(5-2i)3-4i) | 4i+(5-2i)3", "-2i+15 | 15-6i+4i"),
     (r"Simplify $\sqrt{180}$.", r"6\sqrt5", r"1\cdot\sqrt{180} | (180)^{1/2}", r"\sqrt{36}\sqrt5"),
+    ("Simplify $1-(1-(1-x))$.", "1-x", "1-(1-(1-x))", "-x+1"),
     (r"Simplify $\frac{16}{20}$.", r"\frac45", r"16/20 | \dfrac{16}{20}", "0.8 | 8/10"),
     ("Let $x=47^2+47+3$. What is $x$?", "2259", "47^2 + (47+3)", r"47\cdot48+3 | 2209+50"),
     (r"Expand $(t+4)^2 \cdot t$.", "t^3+8t^2+16t", "t(t+4)^2", "t(t^2+8t+16)"),
