@@ -10,8 +10,10 @@ for the others must never stand under a condition that may differ between them.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
+import gc
 import os
 import signal
 import sys
@@ -37,22 +39,20 @@ def together(main: Callable[..., None]) -> Callable[..., None]:
     """
     if WORLD == 1:
         return main
-    import torch
 
     @functools.wraps(main)
-    def main_of_many(*args) -> None:
+    def main_of_many(*args, **kwargs) -> None:
         streams = sys.stdout, sys.stderr
         if RANK > 0:
             sys.stdout = sys.stderr = open(os.devnull, "w")
         try:
             join()
-            main(*args)
+            main(*args, **kwargs)
             wait()
-            torch.distributed.destroy_process_group()
-            # a model in shares keeps gloo's threads alive; one that lets go of its last tensor only
-            # while the interpreter ends would abort the process
-            time.sleep(1)
+            atexit.register(leave)
         except (Exception, KeyboardInterrupt) as e:
+            # who leaves waits for what is in flight, and after an error it may never arrive
+            atexit.unregister(leave)
             # torchrun ends all with the first that ends. What fails everywhere is for the first to
             # say, and a RuntimeError may be but the end of another, which speaks then.
             if RANK > 0 or isinstance(e, RuntimeError):
@@ -65,10 +65,17 @@ def together(main: Callable[..., None]) -> Callable[..., None]:
 
 
 def join() -> None:
-    """Takes this process's GPU, before anything touches CUDA, and meets the others."""
+    """Takes this process's GPU, before anything touches CUDA, and meets the others, once."""
     import torch
     import torch.distributed as dist
 
+    # Imported after the groups are made, torch.distributed.nn would hold one, as the default of its
+    # functions' arguments, and `leave` could not end it.
+    import torch.distributed.fsdp
+
+    # torchrun's store keeps the addresses of groups that have ended, so a second main takes these
+    if dist.is_initialized():
+        return
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: ends with torchrun, if killed
     backend, n_gpus = "gloo", torch.cuda.device_count()
     if n_gpus > 0:
@@ -77,6 +84,22 @@ def join() -> None:
         torch.cuda.set_device(LOCAL_RANK)
         backend = "cpu:gloo,cuda:nccl"
     dist.init_process_group(backend, timeout=timedelta(days=7))  # another run may make the PRM
+
+
+def leave() -> None:
+    """Ends the groups and, with the last that holds them, gloo's threads.
+
+    A thread of gloo's that still runs while the interpreter ends, and lets go of a tensor of
+    Python's there, aborts the process.
+    """
+    from torch.distributed import destroy_process_group
+    from torch.distributed.device_mesh import DeviceMesh
+
+    gc.collect()  # models in shares are rings, and hold groups
+    for x in gc.get_objects():
+        if type(x) is DeviceMesh:  # caches of torch's keep it
+            x._pg_registry.clear()
+    destroy_process_group()
 
 
 def gathered(x) -> list:
