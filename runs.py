@@ -177,13 +177,17 @@ class Run:
                 rows.append(row)
         trainer.write_rows(self.out / "samples" / f"iter_{t}.jsonl.gz", rows)
 
-    @ranks.by_first
     def end_iteration(self, row: dict, starts: list[Path | str]) -> None:
-        """Writes an iteration's metrics, and it is done; prints its line and the new alarms."""
+        """Takes up an iteration's metrics, and it is done; prints its line and the new alarms."""
         # K and S stand in each row, as a reader of the file needs them to know its keys
         row = {"iter": row["iter"], "eval_samples": self.cfg.eval_samples, "S": self.cfg.S, **row}
         before = [r for r in self.rows if r["iter"] < row["iter"]]
-        self.rows = [*before, row]
+        self.rows = [*before, row]  # in every process
+        self.write_iteration(row, before, starts)
+
+    @ranks.by_first
+    def write_iteration(self, row: dict, before: list[dict], starts: list[Path | str]) -> None:
+        """`end_iteration`, after self.rows have the row."""
         best = max(self.rows, key=lambda r: r["val/pass@1"])["iter"]
         # The line says that the iteration is done. What a kill before it leaves is done again; what
         # it needs for that, the sampled parts, goes last.
@@ -391,7 +395,7 @@ def toy_base(cfg: Config) -> str:
         phase = Phase("toy base", base.seed, range(n), n, peak=base.lr, end=1e-4, warmup=0.02)
         trainer.train(policy, trainer.adamw(policy, base.lr), examples, phase, cfg)
         trainer.save(trainer.State(0, policy), folder, tokenizer)
-        shutil.rmtree(blank, ignore_errors=True)
+        ranks.by_first(shutil.rmtree)(blank, ignore_errors=True)
     return str(folder)
 
 
