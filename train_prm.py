@@ -82,6 +82,11 @@ eval_samples S probe max_repeats""".split()
 SHARED = "seed task temperature max_tokens max_length batch_size warmup clip chat optim".split()
 
 
+# of several processes the first writes, and removes what none reads any more
+write, write_rows = map(ranks.by_first, (trainer.write, trainer.write_rows))
+remove = ranks.by_first(shutil.rmtree)
+
+
 # -- annotate --------------------------------------------------------------------------------------
 
 
@@ -115,7 +120,7 @@ def annotate(
         row = {"query": query.id, "prompt": query.text, "completions": steps}
         row |= {"share": shares, "labels": [x > 0 for x in shares], "correct": ok}
         rows.append(row)
-    trainer.write_rows(path, rows)
+    write_rows(path, rows)
     return rows
 
 
@@ -190,7 +195,7 @@ def complete(
         "without the lost": cfg.completions * len(set(every)),
         "done": cfg.completions * len(share),
     }
-    trainer.write(out / "completions.json", json.dumps(counts).encode())
+    write(out / "completions.json", json.dumps(counts).encode())
     return share
 
 
@@ -414,7 +419,7 @@ def fit(setup: Setup, rows: list[dict], cfg: PRMConfig, out: Path) -> None:
             optimizer = None  # the PRM is kept without it
         state = trainer.State(e + 1, prm.model, optimizer, log)
         trainer.save(state, folders[e], prm.tokenizer)
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    remove(out / "checkpoints", ignore_errors=True)
 
 
 # -- evaluate --------------------------------------------------------------------------------------
@@ -507,7 +512,7 @@ def ready(
         if mark.exists() and mark.read_text() != key:
             reason = "holds a PRM made from other settings, data or SFT checkpoints"
             raise UserError(f"--out {out} {reason}; choose another --out")
-        trainer.write(mark, key.encode())
+        write(mark, key.encode())
         # prm.json comes last: without it the evaluation is still to be done
         if not trainer.is_complete(out / "prm") or not (out / "prm.json").exists():
             make(setup, starts, rows, cfg, out)
@@ -539,8 +544,8 @@ def make(setup: Setup, starts: list, rows: list[dict] | None, cfg: PRMConfig, ou
     row |= evaluate(setup, starts[0], picked[n : n + 200], cfg, prm)
     if cfg.task in CHECKERS and not cfg.annotations:  # ready labels may be of any questions
         row |= labels_worth(rows, CHECKERS[cfg.task], " " if cfg.task in STEPS else " ; ")
-    trainer.write(out / "prm.json", (json.dumps(row) + "\n").encode())
-    shutil.rmtree(out / "parts", ignore_errors=True)
+    write(out / "prm.json", (json.dumps(row) + "\n").encode())
+    remove(out / "parts", ignore_errors=True)
     setup.engine.parts = run_parts
     print(line(row), file=sys.stderr)
 
