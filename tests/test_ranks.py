@@ -1,5 +1,6 @@
-"""ranks.py: two processes on a CPU (gloo) do what one does, and survive the death of any."""
+"""ranks.py: two and four processes on a CPU (gloo) do what one does; the death of any ends all."""
 
+import atexit
 import contextlib
 import copy
 import gzip
@@ -14,15 +15,18 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, tiny_llama
+from conftest import ROOT, tiny, tiny_llama
 
+import config
 import data
 import metrics
 import ranks
 import rewards
+import runs
+import toy
 import trainer
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 # what the runs and the PRM's maker share: stories, and micro-batches of a few rows
 SHARED = """
     --task stories --toy-max-ops 3 --toy-texts 512 --toy-queries 80 --toy-solutions 64
@@ -37,9 +41,9 @@ OF_RUNS = """
 
 
 def start(cwd: Path, n: int, script: Path | str = ROOT / "bstar.py", flags=SHARED + OF_RUNS):
-    """A script in one process or two of torchrun's; what it prints goes to files in cwd."""
+    """A script in one process or n of torchrun's; what it prints goes to files in cwd."""
     cwd.mkdir(exist_ok=True)
-    python = TORCHRUN if n > 1 else [sys.executable]
+    python = [*TORCHRUN, str(n)] if n > 1 else [sys.executable]
     with open(cwd / "out", "w") as out, open(cwd / "err", "w") as err:
         argv = [*python, str(script), *flags.split()]
         env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
@@ -61,6 +65,12 @@ def run(cwd: Path, n: int, *args) -> Path:
     code = finish(start(cwd, n, *args), cwd)
     assert code == 0, (cwd / "err").read_text()[-3000:]
     return cwd
+
+
+def script(path: Path, *lines: str) -> Path:
+    """A script of such lines."""
+    path.write_text("\n".join(lines))
+    return path
 
 
 def kill_in(phase: str, cwd: Path, rank: int | None) -> None:
@@ -112,8 +122,8 @@ def beside(one: Path, cwd: Path) -> Path:
 
 @pytest.mark.slow
 def test_two_processes_do_what_one_does_and_the_death_of_any_ends_all(one, tmp_path):
-    fork = tmp_path / "fork.py"  # as the README has them
-    fork.write_text("import bstar, data\n\nif __name__ == '__main__':\n    data.run(bstar.main)\n")
+    # as the README has them
+    fork = script(tmp_path / "fork.py", "import bstar, data", "data.run(bstar.main)")
     two = run(beside(one, tmp_path / "two"), 2, fork)
     check_equal(one, two)
     assert (two / "out").read_text().count("iter 2/2") == 1  # one speaks
@@ -129,11 +139,38 @@ def test_two_processes_do_what_one_does_and_the_death_of_any_ends_all(one, tmp_p
 
 
 @pytest.mark.slow
+def test_four_processes_on_two_nodes_do_what_one_does(one, tmp_path):
+    lines = "import bstar, data, ranks", "ranks.LOCAL_WORLD = 2", "data.run(bstar.main)"
+    fork = script(tmp_path / "fork.py", *lines)
+    check_equal(one, run(beside(one, tmp_path / "four"), 4, fork))
+
+
+def only_the_first_writes() -> None:
+    """Makes the other processes fail where they write to a folder of runs, or remove one.
+
+    Sampled parts are for all to write.
+    """
+
+    def guarded(function):
+        def checked(path, *args, **kwargs):
+            assert "/parts/" in str(path) or "runs/" not in str(path), (
+                f"{path} in rank {ranks.RANK}"
+            )
+            return function(path, *args, **kwargs)
+
+        return checked
+
+    if ranks.RANK > 0:
+        os.replace, shutil.rmtree = guarded(os.replace), guarded(shutil.rmtree)
+
+
+@pytest.mark.slow
 def test_a_prm_is_annotated_as_by_one_process_and_trained_alike(one, tmp_path):
     cwd = beside(one, tmp_path / "prm")
     [made] = (one / "runs/cache").glob("prm-stories-*/")
     shutil.rmtree(cwd / "runs/cache" / made.name)
-    run(cwd, 2, ROOT / "train_prm.py", SHARED)
+    lines = "import data, test_ranks", "test_ranks.only_the_first_writes()", "import train_prm"
+    run(cwd, 2, script(cwd / "fork.py", *lines, "data.run(train_prm.main)"), SHARED)
     again = cwd / "runs/cache" / made.name
     labels = [gzip.open(x / "annotations.jsonl.gz").read() for x in (made, again)]
     assert labels[0] == labels[1]
@@ -143,11 +180,31 @@ def test_a_prm_is_annotated_as_by_one_process_and_trained_alike(one, tmp_path):
         assert p == pytest.approx(q, abs=1e-3)
 
 
+FAILS_IN_ONE = """
+import time, data, ranks
+sleep = time.sleep
+time.sleep = lambda seconds: sleep(seconds / 10)
+
+@ranks.together
+def main():
+    if ranks.RANK == 1:
+        raise data.UserError("only here")
+    ranks.wait()
+
+data.run(main)
+"""
+
+
 @pytest.mark.slow
-def test_a_users_error_is_one_line_said_once(tmp_path):
+def test_an_error_of_all_and_of_one_is_one_line_said_once(tmp_path):
     p = start(tmp_path, 2, ROOT / "bstar.py", "--optim adamw8bit")
     assert finish(p, tmp_path) != 0
     assert (tmp_path / "err").read_text().count("2 processes share the optimizer as it is") == 1
+
+    (tmp_path / "fork.py").write_text(FAILS_IN_ONE)
+    p = start(tmp_path, 2, tmp_path / "fork.py", "")
+    assert finish(p, tmp_path) != 0
+    assert (tmp_path / "err").read_text().count("only here") == 1
 
 
 # -- gradients ------------------------------------------------------------------------------------
@@ -177,20 +234,39 @@ def check_shares(tied: bool) -> None:
     state = ranks.gathered(ranks.whole(again.state_dict()))[0]["state"]
     for i, moments in saved["state"].items():
         assert all(state[i][name].equal(value) for name, value in moments.items())
-
-
-def check_gradients() -> None:
-    check_shares(tied=False)
-    check_shares(tied=True)
     print("equal")
 
 
+def fail() -> None:
+    policy = ranks.shard(tiny_llama(), "cpu")
+    raise data.UserError(f"with a model in shares: {policy.device}")
+
+
+def check_threads() -> None:
+    """Says how many of gloo's threads are left."""
+    threads = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
+    left = [name for name in threads if "gloo" in name]
+    print(f"{len(left)} left", flush=True)
+
+
+def check_mains() -> None:
+    """A main that fails in all processes, and two in one process that don't; then all is let go."""
+    atexit.register(check_threads)  # first in, last out
+    time.sleep = lambda seconds: None  # who fails waits for the first to speak
+    with contextlib.suppress(data.UserError):
+        ranks.together(fail)()
+    main = ranks.together(check_shares)
+    main(tied=False)
+    main(tied=True)
+
+
 @pytest.mark.slow
-def test_gradients_in_shares_are_those_of_one_process(tmp_path):
-    check = tmp_path / "check.py"
-    check.write_text("import ranks, test_ranks\nranks.together(test_ranks.check_gradients)()\n")
-    run(tmp_path, 2, check, "")
-    assert (tmp_path / "out").read_text() == "equal\n"
+@pytest.mark.parametrize("n", [2, 4])  # four are two nodes of two, each with all the weights
+def test_gradients_in_shares_are_those_of_one_process_in_each_main(tmp_path, n):
+    lines = "import ranks, test_ranks", "ranks.LOCAL_WORLD = 2", "test_ranks.check_mains()"
+    run(tmp_path, n, script(tmp_path / "check.py", *lines), "")
+    expected = ["0 left"] * n + ["equal"] * 2
+    assert sorted((tmp_path / "out").read_text().splitlines()) == expected
 
 
 # -- other engines --------------------------------------------------------------------------------
@@ -237,9 +313,36 @@ def test_the_micro_batches_of_all_processes_hold_every_row_once(monkeypatch, wor
     assert sorted(dealt) == sorted(len(row) for row, _ in batch)
 
 
+def test_every_process_knows_what_is_done_and_the_first_alone_writes(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    cfg = tiny("--out run")
+    run, base = runs.Run(cfg), toy.story_base(cfg)
+    blank = trainer.CACHE / f".{base.name}.blank"
+    toy.make_tiny_llama(blank, base.words, base.seed, layers=base.layers)
+    monkeypatch.setattr(ranks, "RANK", 1)  # as far as writing goes
+    monkeypatch.setattr(trainer, "train", lambda *args: {})
+    run.end_iteration({"iter": 0, "val/pass@1": 0.0}, [])
+    assert [row["iter"] for row in run.rows] == [0]
+    assert not (run.out / "metrics.jsonl").exists()
+    runs.toy_base(cfg)
+    assert (blank / "config.json").exists()
+
+
+@pytest.mark.parametrize("flags", ["--optim adamw8bit", "--offload-optimizer"])
+def test_what_is_for_one_process_is_refused(monkeypatch, flags):
+    monkeypatch.setattr(ranks, "WORLD", 8)
+    with pytest.raises(data.UserError, match="8 processes share the optimizer as it is; leave"):
+        config.parse_config(["--task", "math", *flags.split()])
+
+
+def test_chunks_of_real_tasks_are_small_enough_to_deal():
+    real = [task for task in config.PRESETS if task not in toy.BASES]
+    assert {config.parse_config(["--task", task]).chunk for task in real} == {100}
+
+
 def test_alone_nothing_does_anything():
     policy = tiny_llama()
-    assert ranks.replica(policy) is policy and ranks.together(check_gradients) is check_gradients
+    assert ranks.replica(policy) is policy and ranks.together(check_shares) is check_shares
     weights = policy.state_dict()
     assert all(x is weights[name] for name, x in ranks.whole(weights).items())
     batch = [([1, 2, 3], 1), ([1, 2], 1)]
