@@ -320,6 +320,12 @@ _NO_WORD = re.compile(
     r"\\(?:text|mbox|textrm|q?quad)(?![a-z])|\\[()\[\],;:! ]|[\s$~{}]"
     r"|[a-zA-Z](?:\([a-z]\))?\s*=\s*$"  # y = or f(x) =
 )
+# what tells that a box is a part of an answer, or none: -\boxed{5}, \sqrt{\boxed{5}}, \boxed{5}^2
+_BEFORE = re.compile(
+    r"(?:\S|[$(=] )[-+/^]$|(?:^|\$)-$|\\(?:sqrt|frac)\{(?:[^{}]*\}\{)?$"
+    r"|(?:\bnot|n't)(?: be)? ?\$*$"
+)
+_BEHIND = re.compile(r"\^(?!\{?\\circ)|\s*[+*/]\s*[\d\\]")
 _JOINTS = (",", ";", "and", ",and", ";and", "or", ",or", ";or")
 
 
@@ -342,21 +348,25 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
     return [(start, end, text[content].strip()) for start, end, content in boxes]
 
 
-def last_boxed(text: str, hedged: bool = True) -> str | None:
+def last_boxed(text: str, of_gold: bool = True) -> str | None:
     r"""The content of the last complete outermost \boxed{...} or \fbox{...}, None without one.
 
-    Boxes joined by commas or "and" are one list. Of boxes joined by "or" the last is taken; where
-    they are not `hedged` none is, "": a response that names two answers has none.
+    Boxes joined by commas or "and" are one list. Those joined by "or" are one in a response, and
+    two ways to write a gold, of which the last is taken. A response whose box is only a part of an
+    answer has none, "".
 
     >>> last_boxed(r"so $\boxed{\frac{1}{2}}$."), last_boxed(r"$\boxed 2$, and $x = \boxed{3}$")
     ('\\frac{1}{2}', '2, 3')
-    >>> last_boxed(r"\boxed{1} or \boxed{2}"), last_boxed(r"\boxed{1} or \boxed{2}", hedged=False)
-    ('2', '')
+    >>> last_boxed(r"\boxed{1} or \boxed{2}"), last_boxed(r"\boxed{1} or \boxed{2}", of_gold=False)
+    ('2', '1, 2')
     """
     boxes = _boxes(text)
     if not boxes:
         return None
-    start, _, last = boxes.pop()
+    start, end, last = boxes.pop()
+    is_part = _BEFORE.search(text, max(0, start - 50), start) or _BEHIND.match(text, end)
+    if is_part and not of_gold:
+        return ""
     contents = [last]  # the last box first
     for left, end, content in reversed(boxes):
         # a longer gap is prose between two results
@@ -364,8 +374,8 @@ def last_boxed(text: str, hedged: bool = True) -> str | None:
         joint = _NO_WORD.sub("", gap) if len(gap) < 100 else ""
         if joint not in _JOINTS:
             break
-        if joint.endswith("or"):
-            return last if hedged else ""
+        if joint.endswith("or") and of_gold:
+            return last
         contents.append(content)
         start = left
     return ", ".join(reversed(dict.fromkeys(contents)))

@@ -35,6 +35,7 @@ from toy import reaches
 
 # -- extract: response -> answer ----------------------------------------------------------------
 
+_NOTES = re.compile(r"<<[^<>]*>>|</s>|<\|\w+\|>")  # GSM8K's calculations, and written end tokens
 _EMPTY_BOX = re.compile(r"\\(?:boxed|fbox) ?\{\s*+\}")
 # The first .* is greedy, so the last mention counts; *+ never gives back, so time is linear.
 _PHRASES = [
@@ -70,10 +71,10 @@ _SECOND_LABEL = re.compile(
 def _final_answer(text: str) -> str | None:
     r"""The last complete \boxed{}, else what follows "####", "answer is" or "Answer:".
 
-    Boxes joined by "and" are one list. Boxes joined by "or" are no answer. An empty box is a
-    mention of the format.
+    Boxes joined by "and" or "or" are one list. An empty box is a mention of the format.
     """
-    box = last_boxed(_EMPTY_BOX.sub("", text), hedged=False)
+    text = _NOTES.sub("", text)
+    box = last_boxed(_EMPTY_BOX.sub("", text), of_gold=False)
     if box is not None or _EMPTY_BOX.search(text):
         # An answer elsewhere does not count beside an empty box: the place for it was known.
         return box or None
@@ -81,7 +82,8 @@ def _final_answer(text: str) -> str | None:
         if m := phrase.match(text):
             # Bounded, as hostile text may be one endless line.
             sentence = _SENTENCE_END.split(m[1][:2000], maxsplit=1)[0]
-            return sentence.strip(" *\t\r") or None
+            sentence = re.sub(r"(?<=\d)!$", "", sentence.strip(" *\t\r"))  # prose, no factorial
+            return sentence or None
     return None
 
 
@@ -89,6 +91,7 @@ def _choice(text: str) -> str | None:
     """The one label a response names: "(B)", "B.", "B) text", "option b"; "A or B" names none."""
     # "The correct option is B" is then read by the same phrase as "The answer is B".
     named = re.sub(r"(?i)\b(?:(?:correct|right|best) (?:option|choice)|ans(?=:))", "answer", text)
+    named = re.sub(r"\( ([A-E1-5]) \)", r"(\1)", named)
     answer = _final_answer(named)
     line, _, reasons = text.strip().partition("\n")
     # A label alone counts, one in the middle of prose does not: every sentence has an "A".
@@ -153,6 +156,7 @@ _SPELLINGS: list[tuple[str, str | Callable]] = [
     # layout that carries no meaning
     (r"\\phantom\s*(?:\{[^}]*\}|.)", ""),
     (r"\\(?:left|right|[bB]igg?[lr]?|displaystyle)(?![a-zA-Z])\.?|\\[()\[\]]", ""),
+    (r"(?<=[\w)])\*\*(?=[\d(])", "^"),
     (r"(?<!\\)\$|\*\*", ""),
     (r"(?<=\d)\{:\}(?=\d)", ":"),
     # thousands: 1,\!000  1{,}000  1\,000  1~000
@@ -189,6 +193,10 @@ _SPELLINGS: list[tuple[str, str | Callable]] = [
     # 24^{th}, words in front
     (r"\^\s*\{?\s*(st|nd|rd|th)\s*\}?\s*$", r" \1"),
     (r"(?i)^\s*(?:there (?:are|is)|the points?|all real numbers) +(?=[-\d(\\]|[a-z] *[\\<>=])", ""),
+    (r"(?i)^\s*(?:final )?answer:", ""),
+    # 35 (hours), 6 (six), 21 more than
+    (r"(?<=\d)\s*\(\s*([a-z]{3,})\s*\)\s*$", lambda m: "" if m[1] in _NUMBER_WORDS else f" {m[1]}"),
+    (r"(?<=\d) (?:more|fewer) ([a-z]+) than [\w ]+$", r" \1"),
     # negative 6 is -6; the area is 6; in (D) 6 and (110)_2 the brackets add nothing
     (r"^\s*(?:negative|minus) +(?=[\d\\])", "-"),
     (r"^(\s*[a-zA-Z ]{6,} )is +(?=-?[\d\\])", r"\1="),
@@ -205,6 +213,7 @@ _SPELLINGS: list[tuple[str, str | Callable]] = [
     # money, percent, time of day, 1.5 million, 1.5e3
     (r"^\\\$\s*([\d.,]*\d)[.,\s]*$", r"\1 dollars"),
     (r"^\s*€\s*([\d.,]*\d)[.,\s]*$", r"\1 euros"),
+    (r"(?<=\d)\s*¢", " cents"),
     (r"^\s*£\s*([\d.,]*\d)[.,\s]*$", r"\1 pounds"),
     (r"\\\$", ""),
     (r"\\?%", " percent "),
@@ -852,6 +861,17 @@ def _atoms(formula: str) -> Counter:
     return Counter(token for token in tokens if not _LAYOUT.fullmatch(token))
 
 
+def _formulas(text: str) -> list[str]:
+    """What stands between dollars or brackets."""
+    return ["".join(groups) for groups in _FORMULA.findall(text)]
+
+
+def _asked(pred: str, question: str) -> str:
+    """The 7 of "x+y = 7" where x+y is a formula of the question; else the answer itself."""
+    left, _, right = pred.rpartition("=")
+    return right if left and _normal(left) in map(_normal, _formulas(question)) else pred
+
+
 def copies(pred: str, gold: str, question: str) -> bool:
     r"""Is an answer a formula of the question, with nothing computed?
 
@@ -865,7 +885,7 @@ def copies(pred: str, gold: str, question: str) -> bool:
     plain = re.fullmatch(r"-?[\d.,{} ]+|[^-+*/^<>=!\\]*", _normal(pred))
     if plain or max(len(pred), len(gold)) > MAX_CHARS or _normal(pred) == _normal(gold):
         return False
-    formulas = ["".join(groups) for groups in _FORMULA.findall(question)]
+    formulas = _formulas(question)
     if _normal(pred) in map(_normal, formulas):
         return True
     reference = _atoms(gold)
@@ -925,9 +945,13 @@ def answers_match(pred: str | None, gold: str, task: str, question: str = "") ->
     [True, True, False]
     """
     grader = GRADERS[task]
-    if not pred or not pred.strip() or not grader.equal(pred, gold):
+    if not pred or not pred.strip():
         return False
-    return not (grader.no_answer and grader.no_answer(pred, gold, question))
+    if grader.no_answer and not grader.equal(pred, gold):
+        pred = _asked(pred, question)
+    return grader.equal(pred, gold) and not (
+        grader.no_answer and grader.no_answer(pred, gold, question)
+    )
 
 
 def grade(

@@ -170,7 +170,9 @@ no solution | \text{No solutions}
 (1,\infty) | \left]1,\infty\right[ | \{x\in\mathbb{R}: x>1\} | \text{all real numbers } x > 1
 [1,2) | [1,2[
 (-6,0) | the point (-6, 0)
-7 | \text{There are } 7
+7 | \text{There are } 7 | \text{Answer: } 7 | 7 (seven) | 7 more hours than James | 7\text{ (hours)}
+3x^2+2 | 3*x**2 + 2
+18\text{ cents} | 18¢
 32,000,000 | 32\text{ million} | 0.032 billion
 1.5\text{ million dollars} | \$1,500,000
 \begin{pmatrix}1/5\\-3/5\end{pmatrix} | \frac15\begin{pmatrix}1\\-3\end{pmatrix}
@@ -428,9 +430,16 @@ EXTRACT = [
     ("math", r"\boxed{7} and then \boxed{\frac{1", "7"),
     ("math", r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
     ("math", r"\boxed{\boxed{5}}", r"\boxed{5}"),
-    ("math", r"$\boxed{1}$ or $\boxed{2}$", None),
-    ("math", r"\boxed{1}, \boxed{2}\text{ or }\boxed{3}", None),
-    ("math", r"The answer is $\boxed{1}$ or $\boxed{2}$. #### 2", None),
+    ("math", r"\boxed{1}, \boxed{2}\text{ or }\boxed{3}", "1, 2, 3"),
+    ("math", r"The answer is $\boxed{1}$ or $\boxed{2}$. #### 2", "1, 2"),
+    *[("math", x, None) for x in (r"$-\boxed{5}$", r"\boxed{7}^2", r"$\sqrt{\boxed{10}}$")],
+    *[("math", x, None) for x in (r"$\frac{1}{\boxed{2}}$", r"$\boxed{2}+\boxed{3}$")],
+    *[("math", x, None) for x in (r"It is not $\boxed{4}$.", r"$t$ can't be $\boxed{17}$.")],
+    ("math", r"an angle of $\boxed{110}^\circ$", "110"),
+    ("math", "The answer is 60.</s>", "60"),
+    ("math", "So the answer is 35!", "35"),
+    ("gsm8k", "#### <<5*7=35>>35", "35"),
+    ("arc", "The answer is ( C ).", "C"),
     ("math", r"$x=\boxed{1}$ and $x=\boxed{2}$.", "1, 2"),
     ("math", r"\[\boxed{1}, \quad \boxed{2},\text{ and }\boxed{3}.\]", "1, 2, 3"),
     ("math", r"\boxed{1}, \boxed{1}", "1"),
@@ -547,7 +556,7 @@ WHOLE = [
     ("Thus the answer is $(1, 2)$.", "(1,2)", True),
     ("answer is -5", "-5", True),
     ("The answer is $1,234.50.", "1234.5", True),
-    ("the answer is 12 (twelve)", "12", False),
+    ("the answer is 12 (twelve)", "12", True),
     ("\\boxed{\\textbf{(E)}\\ 12}", "\\text{(E)}", True),
     ("The answer is\n$$\n5\n$$", "5", True),
     ("\\boxed{12.50\\text{ dollars}}", "12.5", True),
@@ -631,8 +640,8 @@ def test_math500_references_equal_themselves():
 def test_math_train_references():
     train = rows("math/train12k.jsonl.gz")
     right = grade([row["solution"] for row in train], [row["answer"] for row in train], "math")
-    # Two have no answer. 22 box two answers, joined by "and" (a list) or "or" (no answer).
-    assert sum(right) == len(train) - 24
+    # Two have no answer, one box stands behind a minus. 18 times two boxes are a list.
+    assert sum(right) == len(train) - 21
     golds = sorted({row["answer"] for row in train if row["answer"]})
     shuffled = random.Random(0).sample(golds, len(golds))
     equal = sum(grade([rf"\boxed{{{x}}}" for x in shuffled], golds, "math"))
@@ -765,7 +774,7 @@ HOSTILE = [
     r"\lceil (x+1)^{9999} \rceil",
     "__import__('os').system('touch /tmp/owned')",
     "B or " * 200_000,
-    r"\boxed 5 or " * 90_000,
+    r"\boxed 6 or " * 90_000,
     "```\n" * 100_000,
     "(A) or " * 100_000,
     "answer is " * 100_000,
@@ -837,6 +846,12 @@ def test_restating_a_formula_of_the_question_is_no_answer(question, gold, restat
         golds = [gold] * len(answers)
         assert grade(answers, golds, "math") == [True] * len(answers)
         assert grade(answers, golds, "math", [question] * len(answers)) == [right] * len(answers)
+
+
+def test_what_the_question_asks_for_may_stand_in_front():
+    asked = {"What is $x + y$?": True, "What is $x$, if $x - y = 3$?": False}
+    for question, right in asked.items():
+        assert grade([r"\boxed{x+y = 17}"], ["17"], "math", [question]) == [right]
 
 
 @pytest.mark.skipif(not FAULTS.exists(), reason="no ../shared/faults: the pairs are not here")
