@@ -2,19 +2,17 @@
 
 import gzip
 import json
-import os
 import random
 import re
 import signal
-import subprocess
-import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from conftest import ROOT, captured, command, life, refused
+from faults import End
 
 import bstar
 import data
@@ -27,7 +25,6 @@ from data import Query, Sample, UserError
 from rewards import PRM, split_steps
 from runs import Setup
 
-ROOT = Path(train_prm.__file__).parent
 ROWS = ROOT.parent / "shared" / "data" / "step_labels"
 TINY = """--task stories --toy-texts 512 --sft-lr 3e-3 --sft-epochs 6 --start-epoch 2
 --val-queries 10 --toy-queries 80 --toy-solutions 64 --toy-max-ops 3 --max-tokens 40 --chunk 30
@@ -213,9 +210,8 @@ def test_an_error_where_no_annotation_is_left(tmp_path):
     f = tmp_path / "labels.jsonl"
     for row in BROKEN:
         f.write_text(json.dumps(row))
-        with pytest.raises(UserError, match=f"none of its 1 rows can be used .{f}:1,") as e:
+        with refused(f"none of its 1 rows can be used .{f}:1,"):
             train_prm.read_annotations(str(f))
-        assert "\n" not in str(e.value), row
 
 
 @pytest.mark.parametrize("name, least", [("math_shepherd_sample", 7), ("prm800k_sample", 6)])
@@ -299,51 +295,56 @@ def test_a_prm_is_read_before_anything_is_made(base, tmp_path):
 # -- as a user runs it -----------------------------------------------------------------------------
 
 
-def run(cwd, script, *flags, kill_after=None):
-    """(exit code, stdout, stderr) of a script, killed after some seconds."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, ROOT / script, *TINY, *flags]
-    pipe = subprocess.PIPE
-    p = subprocess.Popen(command, cwd=cwd, env=env, stdout=pipe, stderr=pipe, text=True)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        p.send_signal(signal.SIGKILL)
-    out, err = p.communicate(timeout=300)
-    return p.returncode, out, err
-
-
-FILES = """prm.json annotations.jsonl.gz completions.json model.safetensors metrics.jsonl
-ledger.jsonl""".split()
-
-
-def bits(cwd):
-    """Labels, weights, metrics: what must not depend on who killed the run when."""
-    files = {}
-    for f in cwd.rglob("*"):
-        if f.name in FILES:  # the keys of cached folders hold the base's date
-            files[re.sub(r"-[0-9a-f]{12}/", "/", str(f.relative_to(cwd)))] = f.read_bytes()
-    return files
+@pytest.fixture(scope="module")
+def default(cwd) -> tuple[list[dict], str, Path]:
+    """The default run, which trains its PRM first: its metrics, stderr, and the PRM's folder."""
+    _, err = captured(cwd, bstar.main, [*TINY, *LOOP])
+    rows = metrics.read_jsonl(cwd / "runs/stories-bstar-answer+prm-0/metrics.jsonl")
+    [folder] = (cwd / "runs/cache").glob("prm-stories-*")
+    return rows, err, folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script, flags", [("train_prm.py", ["--out", "prm"]), ("bstar.py", LOOP)])
-def test_killed_at_any_moment_it_goes_on_to_the_same_bits(tmp_path, script, flags):
-    for name in "ab":
-        (tmp_path / name).mkdir()
-    start = time.perf_counter()
-    code, _, err = run(tmp_path / "a", script, *flags)
-    seconds = time.perf_counter() - start
-    assert code == 0 and "labels_agree" in err, err
-    for _ in range(4):
-        run(tmp_path / "b", script, *flags, kill_after=random.uniform(0.3, 1) * seconds)
-    assert run(tmp_path / "b", script, *flags)[0] == 0
-    assert bits(tmp_path / "a") == bits(tmp_path / "b")
+def test_the_default_run_trains_its_prm_first_and_other_methods_share_it(cwd, default):
+    rows, err, folder = default
+    assert "PRM |" in err and "labels_agree" in err and "prm@4-2" in rows[0]
+    keys = "prm/auc prm/step_auc prm/ece prm/wrong_admitted prm/min_last".split()
+    assert rows[1].keys() >= set(keys)
+    at = LOOP.index("--balance-queries")  # and the grid
+    online = [*LOOP[:at], *LOOP[at + 4 :], "--method", "online-rft", "--tau", "1"]
+    assert "PRM |" not in captured(cwd, bstar.main, [*TINY, *online])[1]
+    assert "PRM epoch" not in captured(cwd, train_prm.main, TINY)[1]
+    given = ["--prm", str(folder / "prm"), "--out", "runs/given"]
+    captured(cwd, bstar.main, [*TINY, *LOOP, *given])
+    assert metrics.read_jsonl(cwd / "runs/given/metrics.jsonl") == rows
 
-    [path] = (tmp_path / "a").rglob("annotations.jsonl.gz")
-    for row in map(json.loads, gzip.open(path, "rt")):
+
+ENDS = [
+    ("solutions0", 0.5),
+    ("solutions2", 1.0),
+    ("step1", 0.5),
+    ("step2", 1.0),
+    ("PRM epoch 1", 0.5),
+    ("PRM epoch 1", 1.0),
+    ("PRM epoch 2", 0.5),
+    ("fresh", 1.0),
+]
+
+
+@pytest.mark.slow
+def test_killed_in_every_phase_it_goes_on_to_the_same_bits(cwd, default):
+    whole, argv = default[2], [*TINY, "--out", "killed"]
+    for phase, share in ENDS:
+        code, printed = life(cwd, train_prm.main, argv, End(phase, share, signal.SIGKILL))
+        assert code == -signal.SIGKILL, (phase, printed)
+    assert life(cwd, train_prm.main, argv)[0] == 0
+    for name in ("prm.json", "annotations.jsonl.gz", "completions.json", "prm/model.safetensors"):
+        assert (cwd / "killed" / name).read_bytes() == (whole / name).read_bytes(), name
+
+    for row in map(json.loads, gzip.open(whole / "annotations.jsonl.gz", "rt")):
         assert len(row["completions"]) == len(row["labels"]) == len(row["share"])
         assert row["labels"] == sorted(row["labels"], reverse=True)  # lost stays lost
-    init = PRM.load(path.parent / "prm").tokenizer.init_kwargs
+    init = PRM.load(whole / "prm").tokenizer.init_kwargs
     assert (init["step_separator"], init["prompt_template"]) == (";", "{query}")
 
 
@@ -352,37 +353,15 @@ def test_ready_labels_need_the_first_sft_checkpoint_alone(tmp_path):
     steps = ["Bob = Ann * 3 = 4 * 3 = 2", "# 5"]
     # of any questions: they are held against no checker
     row = {"prompt": "Ann ?", "completions": steps, "share": [1, 0.5]}
-    rows = [{**row, "labels": [1, k % 2]} for k in range(40)]
-    lines = [json.dumps(row) + "\n" for row in rows]
+    lines = [json.dumps({**row, "labels": [1, k % 2]}) + "\n" for k in range(40)]
     (tmp_path / "labels.jsonl").write_text("".join(lines))
-    flags = ["--annotations", "labels.jsonl", "--out", "prm"]
-    code, _, err = run(tmp_path, "train_prm.py", *flags)
-    made = [f.name for f in tmp_path.glob("runs/cache/sft-*/epoch_*")]
-    assert code == 0 and made == ["epoch_2"], err
+    flags = [*TINY, "--annotations", "labels.jsonl", "--out", "prm"]
+    captured(tmp_path, train_prm.main, flags)
+    assert [f.name for f in tmp_path.glob("runs/cache/sft-*/epoch_*")] == ["epoch_2"]
     (tmp_path / "labels.jsonl").write_text("".join(lines[1:]))  # the labels are data
-    code, _, err = run(tmp_path, "train_prm.py", *flags)
-    assert code == 2 and "holds a PRM made from other settings, data" in err
-
-
-@pytest.mark.slow
-def test_the_default_run_trains_its_prm_first_and_other_methods_share_it(tmp_path):
-    code, _, err = run(tmp_path, "bstar.py", *LOOP)
-    assert code == 0 and "PRM |" in err, err
-    rows = metrics.read_jsonl(tmp_path / "runs/stories-bstar-answer+prm-0/metrics.jsonl")
-    assert "prm@4-2" in rows[0]
-    keys = "prm/auc prm/step_auc prm/ece prm/wrong_admitted prm/min_last".split()
-    assert rows[1].keys() >= set(keys)
-    at = LOOP.index("--balance-queries")  # and the grid
-    online = [*LOOP[:at], *LOOP[at + 4 :], "--method", "online-rft", "--tau", "1"]
-    code, _, err = run(tmp_path, "bstar.py", *online)
-    assert code == 0 and "PRM |" not in err, err
-    [made] = (tmp_path / "runs/cache").glob("prm-stories-*")
-    code, _, err = run(tmp_path, "train_prm.py")
-    assert code == 0 and "PRM epoch" not in err
-    given = ["--prm", str(made / "prm"), "--out", "runs/given"]
-    code, _, err = run(tmp_path, "bstar.py", *LOOP, *given)
-    assert code == 0, err
-    assert metrics.read_jsonl(tmp_path / "runs/given/metrics.jsonl") == rows
+    p = command(tmp_path, "train_prm.py", *flags)
+    assert p.returncode == 2 and p.stderr.count("\n") == 1
+    assert "holds a PRM made from other settings, data" in p.stderr
 
 
 ERRORS = [
@@ -403,14 +382,13 @@ def test_user_errors_are_one_line(tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     Path("empty.jsonl").touch()
-    with pytest.raises(UserError, match=re.escape(message)) as e:
+    with refused(re.escape(message)):
         train_prm.main(flags.split() if "--task" in flags else [*TINY, *flags.split()])
-    assert "\n" not in str(e.value)
 
 
 # -- walks -----------------------------------------------------------------------------------------
 
-WALK = """--task walk --reward answer+prm --toy-texts 64 --toy-queries 60 --toy-solutions 64
+WALK = """--task walk --reward answer+prm --toy-texts 32 --toy-queries 60 --toy-solutions 64
 --val-queries 10 --steps-per-iter 2 --num-iters 1 --balance-queries 20 --eval-queries 8
 --eval-samples 4 --K 4""".split()
 
@@ -422,16 +400,15 @@ def test_labels_of_walks_against_the_exact_truth():
 
 
 @pytest.mark.slow
-def test_walks_with_a_prm_from_one_command(tmp_path, monkeypatch, capsys):
+def test_walks_with_a_prm_from_one_command(cwd):
     """Its labels are sampled at a temperature of their own, so a run at another shares them."""
-    monkeypatch.chdir(tmp_path)
-    bstar.main([*WALK, "--temperatures", "0.6:1.0:0.4"])
-    assert "labels_agree" in capsys.readouterr().err
-    rows = metrics.read_jsonl(tmp_path / "runs/walk-bstar-answer+prm-0/metrics.jsonl")
+    _, err = captured(cwd, bstar.main, [*WALK, "--temperatures", "0.6:1.0:0.4"])
+    assert "labels_agree" in err
+    rows = metrics.read_jsonl(cwd / "runs/walk-bstar-answer+prm-0/metrics.jsonl")
     assert rows[1]["prm/step_auc"] is not None and "prm/auc_sound" not in rows[1]
-    bstar.main([*WALK, "--temperature", "0.8", "--out", "runs/fixed"])
-    assert "PRM |" not in capsys.readouterr().err
-    [path] = tmp_path.rglob("annotations.jsonl.gz")
+    _, err = captured(cwd, bstar.main, [*WALK, "--temperature", "0.8", "--out", "runs/fixed"])
+    assert "PRM |" not in err
+    [path] = cwd.glob("runs/cache/prm-walk-*/annotations.jsonl.gz")
     for row in map(json.loads, gzip.open(path, "rt")):
         *moves, end = row["completions"]
         assert end == "" and {len(move.split()) for move in moves} <= {1, 2}
