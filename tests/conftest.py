@@ -80,11 +80,11 @@ def run(cwd: Path, *flags: str) -> tuple[str, str]:
     return captured(cwd, bstar.main, flags_of(*flags))
 
 
-def command(cwd: Path, script: str, *flags: str, **env: str) -> subprocess.CompletedProcess:
+def command(cwd: Path, script: str | Path, *flags: str, **env: str) -> subprocess.CompletedProcess:
     """`python script flags` in a process of its own."""
     argv = [sys.executable, str(ROOT / script), *" ".join(flags).split()]
-    env = {**os.environ, **env}
-    return subprocess.run(argv, cwd=cwd, capture_output=True, text=True, env=env)
+    how = dict(cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True)
+    return subprocess.run(argv, **how)
 
 
 @contextlib.contextmanager

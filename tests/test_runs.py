@@ -52,7 +52,7 @@ def test_a_start_that_failed_does_not_hold_its_folder(tmp_path):
 
 def test_two_processes_on_one_folder(tmp_path):
     run = begun(tmp_path / "run")
-    p = command(tmp_path, *flags_of("--out run"))
+    p = command(tmp_path, "bstar.py", *flags_of("--out run"))
     assert p.returncode == 2 and f"{run.out.name}: another process is writing to it" in p.stderr
 
 
@@ -186,7 +186,7 @@ def test_prompts_that_fill_max_length_are_left_out_and_counted(capsys):
     "flags, message", [("--task chess", "choose from"), ("--task gsm8k --model x/none-1M", "hub")]
 )
 def test_a_users_error_is_one_line_and_exit_code_2(tmp_path, flags, message):
-    p = command(tmp_path, flags)
+    p = command(tmp_path, "bstar.py", flags)
     assert p.returncode == 2 and p.stderr.count("\n") == 1, p.stderr
     assert p.stderr.startswith("bstar.py: ") and message in p.stderr
 
