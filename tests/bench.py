@@ -237,21 +237,28 @@ def make_vllm(model: str):
 
 
 def vllm_both(model: str) -> dict:
-    """32 x 16 responses by our engine and by LLM.generate alone, the same draws, in turns."""
+    """32 x 16 responses by our engine and by LLM.generate alone."""
+    sampler, _ = make_vllm(model)
+    return in_turns(sampler, prompts(32), 16)
+
+
+def in_turns(sampler, asked: list[list[int]], n: int) -> dict:
+    """n responses to each prompt by engine.sample and by LLM.generate alone: the same draws."""
     from vllm import SamplingParams
 
-    (sampler, _), asked = make_vllm(model), prompts(32)
     first = int(np.random.SeedSequence(0).generate_state(1)[0])  # our engine's seeds
-    settings = dict(n=16, max_tokens=96, stop_token_ids=[2], ignore_eos=True, detokenize=False)
-    params = [SamplingParams(seed=first + 16 * i, **settings) for i in range(32)]
+    length, stops = sampler.cfg.max_tokens, sampler.stop_ids
+    settings = dict(max_tokens=length, stop_token_ids=stops, ignore_eos=True, detokenize=False)
+    params = [SamplingParams(n=n, seed=first + n * i, **settings) for i in range(len(asked))]
     inputs = [{"prompt_token_ids": ids} for ids in asked]
 
     def bare():
         return sampler.llm.generate(inputs, params, use_tqdm=False)
 
-    responses = [x for output in bare() for x in output.outputs]
-    n_tokens = sum(len(x.token_ids) for x in responses)
-    turns = [(clock(sampler.sample, asked, 16, 1.0, 0), clock(bare)) for _ in range(3)]
+    n_tokens = 0
+    for output in bare():
+        n_tokens += sum(len(x.token_ids) for x in output.outputs)
+    turns = [(clock(sampler.sample, asked, n, 1.0, 0), clock(bare)) for _ in range(3)]
     ours, alone = (n_tokens / median(seconds) for seconds in zip(*turns))
     ratio = median(b / a for a, b in turns)
     return {"tokens/s": ours, "tokens/s of `LLM.generate` alone": alone, "ratio": ratio}

@@ -20,7 +20,6 @@ from faults import End
 
 import bstar
 import data
-import runs
 from config import Config, parse_config, unread
 from data import UserError
 from engine import HFEngine
@@ -187,15 +186,3 @@ def toy(cwd) -> Toy:
         setup.base = str(Path(setup.base).resolve())
         [start] = sft(cfg, setup.base, setup.human, setup.tokenizer)
         return Toy(cwd, cfg, setup, start.resolve())
-
-
-@pytest.fixture
-def gpu_80(monkeypatch):
-    """A GPU of 80 GiB, much memory and a large disk, as far as the preflight looks."""
-    import torch
-
-    properties = type("Properties", (), {"total_memory": 80 << 30})
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: properties)
-    monkeypatch.setattr(runs, "host_memory", lambda: 200 << 30)
-    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1 << 50}))

@@ -169,24 +169,13 @@ def greedy_tokens(sampler, policy, prompts: list[list[int]]) -> tuple:
 
 
 def against_bare_vllm(sampler, policy, prompts: list[list[int]], load: Load) -> tuple:
-    """engine.sample's rate beside that of `LLM.generate`, in turns."""
-    from vllm import SamplingParams
-
-    n, length, clock = load.n, sampler.cfg.max_tokens, Clock()
-    asked = dict(n=n, max_tokens=length, detokenize=False, stop_token_ids=sampler.stop_ids)
-    params = [SamplingParams(seed=i * n, ignore_eos=True, **asked) for i in range(len(prompts))]
-    inputs = [{"prompt_token_ids": ids} for ids in prompts]
+    """engine.sample's rate beside that of `LLM.generate`."""
     with sampler.awake(policy):
-        sampler.sample(prompts[:4], n, 1.0, seed=0)  # the canary's turn
-        for i in range(3):
-            with clock("ours"):
-                sampler.sample(prompts, n, 1.0, seed=i)
-            with clock("bare"):
-                sampler.llm.generate(inputs, params, use_tqdm=False)
-    ours, bare = statistics.median(clock["ours"]), statistics.median(clock["bare"])
-    rate = f"{len(prompts) * n * length / ours:.0f} ({bare / ours:.2f})"
-    least = load.least_rate
-    return "engine.sample: tokens/s (by LLM.generate's)", rate, f"{least}", bare / ours >= least
+        sampler.sample(prompts[:4], load.n, 1.0, seed=0)  # the canary's turn
+        rates = bench.in_turns(sampler, prompts, load.n)
+    shown, ratio = f"{rates['tokens/s']:.0f} ({rates['ratio']:.2f})", rates["ratio"]
+    what = "engine.sample: tokens/s (by LLM.generate's)"
+    return what, shown, f"{load.least_rate}", ratio >= load.least_rate
 
 
 def stale_weights(sampler, policy, prompts: list[list[int]]) -> tuple:

@@ -16,14 +16,14 @@ import faults
 import numpy as np
 import pytest
 import torch
-from conftest import flags_of, life, run, tiny
+from conftest import flags_of, life, refused, run, tiny
 from faults import End
 
 import bstar
 import metrics
 import report
 from config import METHODS
-from data import Query, Sample, UserError
+from data import Query, Sample
 from trainer import State, adamw, is_complete, load_policy, seed_of
 
 # -- select ---------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def test_a_full_gpu_in_scoring_names_the_flag(toy, monkeypatch):
     monkeypatch.setattr(bstar.rewards, "score", full)
     monkeypatch.setattr(bstar.Run, "lap", lambda *args: None)
     score = bstar.make_reward(toy.cfg, toy.setup, bstar.Run)
-    with pytest.raises(UserError, match="a smaller --token-budget"):
+    with refused("a smaller --token-budget"):
         score([], [])
 
 

@@ -328,29 +328,21 @@ def test_a_terminal_without_unicode(encoding, line):
 
 # -- the hub ---------------------------------------------------------------------------------------
 
-SUBJECTS = [f"EleutherAI/hendrycks_math/{subject}" for subject in data.MATH_SUBJECTS]
-APPS = "hf://datasets/codeparrot/apps"
-ARC_C = "allenai/ai2_arc/ARC-Challenge"
-GSM8K = "openai/gsm8k/main"
-HUB = {  # task -> (places of training rows, places of test sets)
-    "gsm8k": ([f"{GSM8K}[train]"], {"gsm8k": f"{GSM8K}[test]"}),
-    "math": (
-        [f"{subject}[train]" for subject in SUBJECTS]
-        + [f"{subject}[test]" for subject in SUBJECTS],
-        {"math500": "HuggingFaceH4/MATH-500/[test]", "gsm8k": f"{GSM8K}[test]"},
-    ),
-    "arc": ([f"{ARC_C}[train]", f"{ARC_C}[validation]"], {"arc": f"{ARC_C}[test]"}),
-    "code": (
-        [f"{APPS}/train.jsonl/[train]"],
-        {"apps": f"{APPS}/test.jsonl/[test]", "mbpp": "google-research-datasets/mbpp/full[test]"},
-    ),
+GSM8K, ARC_C = "openai/gsm8k/main", "allenai/ai2_arc/ARC-Challenge"
+APPS, MBPP_FULL = "hf://datasets/codeparrot/apps", "google-research-datasets/mbpp/full"
+MATH_500, GSM8K_TEST = "HuggingFaceH4/MATH-500/[test]", f"{GSM8K}[test]"
+HUB = {  # task -> (what its training parts are of, how many they are, places of test sets)
+    "gsm8k": (GSM8K, 1, {"gsm8k": GSM8K_TEST}),
+    "math": ("EleutherAI/hendrycks_math", 14, {"math500": MATH_500, "gsm8k": GSM8K_TEST}),
+    "arc": (ARC_C, 2, {"arc": f"{ARC_C}[test]"}),
+    "code": (APPS, 1, {"apps": f"{APPS}/test.jsonl/[test]", "mbpp": f"{MBPP_FULL}[test]"}),
 }
 
 
 @pytest.mark.parametrize("task", HUB)
 def test_what_is_read_from_the_hub(monkeypatch, task):
     """Tests have no network: the public names asked for, and rows of the columns found there."""
-    train, tests = HUB[task]
+    source, n_train, tests = HUB[task]
     places = []
 
     def hub_rows(name, config, part):
@@ -364,10 +356,12 @@ def test_what_is_read_from_the_hub(monkeypatch, task):
 
     monkeypatch.setattr(data, "hub_rows", hub_rows)
     splits = LOADERS[task](parse_config(["--task", task]))
-    assert sorted(places) == sorted([*train, *tests.values()])
+    train = set(places) - set(tests.values())
+    assert len(train) == n_train and len(places) == n_train + len(tests)
+    assert all(place.startswith(source) for place in train)
     assert {name: len(rows) for name, rows in splits.tests.items()} == dict.fromkeys(tests, 10)
     queries = splits.train + splits.val
-    assert len({q.id for q in queries}) == len(queries) == 10 * len(train)
+    assert len({q.id for q in queries}) == len(queries) == 10 * n_train
     assert all(q.solution for q in queries) == (task != "arc")
     assert task != "math" or all("[test]" in q.id for q in splits.val)
 

@@ -165,14 +165,6 @@ def test_repeats_ranks_nan_with_cut_off_responses():
     assert repeated.tolist() == [[False, True, False], [True, True, False]]
 
 
-def test_query_effect_bounds():
-    n = RNG.integers(0, 65, 500)
-    n_correct = np.minimum(n, RNG.integers(0, 65, 500))
-    qe = metrics.query_effect(n, n_correct, 6)
-    assert ((0 <= qe) & (qe <= 1)).all() and (qe[n_correct == 0] == 0).all()
-    assert (qe[(n_correct >= 6) & (n == n_correct)] == 1).all()
-
-
 # -- the decision ----------------------------------------------------------------------------------
 
 TEMPERATURES, TAUS = [0.5, 0.7, 0.9], [-0.5, 0.0, 0.5, 1.0]

@@ -4,13 +4,11 @@ import gzip
 import html
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, command, refused
+from conftest import ROOT, refused
 
 import metrics
 import report
@@ -290,17 +288,6 @@ def test_a_foreign_folder_is_one_line(tmp_path, content):
         (tmp_path / "config.json").write_text(content)
     with refused("expected a run's folder$"):
         report.read_run(tmp_path)
-
-
-def test_a_user_s_error_is_exit_code_2(tmp_path):
-    p = command(tmp_path, "report.py", str(tmp_path))
-    assert p.returncode == 2 and p.stderr.count("\n") == 1
-
-
-def test_report_stays_light():
-    heavy = "{'torch', 'transformers', 'matplotlib', 'pandas'}"
-    code = f"import sys, report; sys.exit(bool({heavy} & sys.modules.keys()))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 # -- the page --------------------------------------------------------------------------------------

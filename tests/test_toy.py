@@ -3,10 +3,10 @@
 import random
 
 import pytest
+from conftest import refused
 
 import toy
 from config import parse_config
-from data import UserError
 from trainer import load_tokenizer
 
 # -- stories ---------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ def test_answers_are_right_and_a_misread_sentence_is_another_number_and_a_wrong_
 
 def test_too_few_different_stories_are_one_line():
     message = "--toy-max-ops 2: there are hardly more than 5.. such stories, too few for 500 test"
-    with pytest.raises(UserError, match=message):
+    with refused(message):
         load("--toy-max-ops", "2")
 
 
@@ -127,7 +127,7 @@ def test_walks_held_out_are_in_no_text_and_one_word_in_five_of_a_solution_is_wro
     ],
 )
 def test_walks_say_where_there_are_too_few_questions(flags, there):
-    with pytest.raises(UserError, match=f"{flags}: there are {there}"):
+    with refused(f"{flags}: there are {there}"):
         toy.load_walk(parse_config(["--task", "walk", *flags.split()]))
 
 

@@ -21,7 +21,7 @@ import toy
 import train_prm
 import trainer
 from config import parse_config
-from data import Query, Sample, UserError
+from data import Query, Sample
 from rewards import PRM, split_steps
 from runs import Setup
 
@@ -237,7 +237,7 @@ def test_what_cannot_be_trained_on_is_counted_and_left_out(base, capsys):
     prm = train_prm.new_prm(base, trainer.load_tokenizer(base), "{query}", cfg)
     long = {"prompt": STORY * 20, "completions": ["# 0"], "labels": [1.0]}
     bare = {"prompt": STORY, "completions": ["# 0"], "labels": [None]}
-    with pytest.raises(UserError, match="none of 2 annotated .* fits --max-length 160"):
+    with refused("none of 2 annotated .* fits --max-length 160"):
         train_prm.encode(prm, [long, bare], cfg)
     assert len(train_prm.encode(prm, [long, bare, {**bare, "labels": [0.5]}], cfg)) == 1
     assert "annotations: 2 of 3 have no label or are longer" in capsys.readouterr().err
@@ -284,7 +284,7 @@ def test_labels_that_are_all_alike_are_said(capsys, labels, good):
 def test_a_prm_is_read_before_anything_is_made(base, tmp_path):
     flags = ["--task", "stories", "--prm", str(tmp_path / "nope")]
     cfg = parse_config(flags)
-    with pytest.raises(UserError, match="--prm .*nope"):
+    with refused("--prm .*nope"):
         train_prm.check(cfg)
     train_prm.check(parse_config([]))
     prm = train_prm.new_prm(base, trainer.load_tokenizer(base), "{query}", prm_config())

@@ -5,19 +5,16 @@ import dataclasses
 import math
 import os
 import random
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny, tiny_llama
+from conftest import refused, tiny, tiny_llama, torchao
 
 import trainer
-from data import UserError
 from trainer import Phase, State, adamw, is_complete, load_policy, load_trainer, save, sft
 
-torchao = pytest.mark.skipif(not find_spec("torchao"), reason="torchao is not installed")
 EXAMPLES = [([1, *range(4, 12 + k)], 3) for k in range(24)]
 
 
@@ -82,7 +79,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted():
 
 
 def test_three_steps_in_a_row_that_are_not_finite_stop_the_run(capsys):
-    with pytest.raises(UserError, match="^train 1: .* at step 4: three steps in a row .* is kept"):
+    with refused("^train 1: .* at step 4: three steps in a row .* is kept"):
         steps(6, lambda i: math.inf if i > 1 else None)
     assert capsys.readouterr().err.count("which is skipped") == 3
 
@@ -93,7 +90,7 @@ def test_a_full_gpu_names_the_flags_that_make_room_and_other_errors_stay_what_th
 
     message = "CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has\nmore"
     flags = "a smaller --token-budget, or with --gradient-checkpointing, goes on"
-    with pytest.raises(UserError, match=f"^CUDA .* 2 GiB; what was complete is kept, .* {flags}$"):
+    with refused(f"^CUDA .* 2 GiB; what was complete is kept, .* {flags}$"):
         steps(1, fails)
     message = "out of paper"
     with pytest.raises(RuntimeError, match=message):
@@ -255,7 +252,7 @@ def test_sft_is_made_once_for_what_it_depends_on_and_goes_on_from_its_last_stage
 def test_without_sft_the_model_is_taken_as_it_is(toy):
     setup = toy.setup
     assert sft(tiny("--start-epoch 0"), setup.base, [], setup.tokenizer) == [setup.base]
-    with pytest.raises(UserError, match="no human solutions .* --start-epoch 0"):
+    with refused("no human solutions .* --start-epoch 0"):
         sft(toy.cfg, setup.base, [], setup.tokenizer)
 
 
