@@ -440,20 +440,16 @@ def compare(name: str, sides: list[str], model: Path | str, cwd: str, turns: int
     return rows
 
 
-def measure(turns: int, cwd: str, also: Path | None) -> list[str]:
+def measure(turns: int, cwd: str) -> list[str]:
     """The rows of BENCHMARKS.md."""
     big, small, rows = Path(cwd, "big"), Path(cwd, "small"), []
     make_llama(big, [8000, 256, 640, 6, 4, 4])
     make_llama(small, [64, 128, 320, 4, 4, 4])
-    models = {"a Llama of 8.4M parameters": big}
-    if also:
-        models[also.name] = also.resolve()
     if find_spec("trl"):
-        for name, model in models.items():
-            others = {"train_trl": "as it comes", "train_trl_fastest": "at its fastest"}
-            for other, how in others.items():
-                what = f"training {name} in float32, against TRL's SFTTrainer {how}"
-                rows += compare(what, ["train_ours", other], model, cwd, turns)
+        others = {"train_trl": "as it comes", "train_trl_fastest": "at its fastest"}
+        for other, how in others.items():
+            what = f"training a Llama of 8.4M parameters in float32, against TRL's SFTTrainer {how}"
+            rows += compare(what, ["train_ours", other], big, cwd, turns)
     what = "sampling 16 x 16 responses, against `model.generate`"
     rows += compare(what, ["sample_ours", "sample_bare"], small, cwd, turns)
     if find_spec("vllm"):
@@ -500,7 +496,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one turn instead of three")
     parser.add_argument("--memory", action="store_true", help="the preflight's counts alone")
-    parser.add_argument("--also", type=Path, help="a further model to train, e.g. SmolLM2-135M")
     parser.add_argument("--out", type=Path, default=ROOT / "BENCHMARKS.md")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
@@ -510,7 +505,7 @@ def main() -> None:
     rows, turns = [], 1 if args.quick else 3
     if not args.memory:
         with tempfile.TemporaryDirectory() as cwd:
-            rows = measure(turns, cwd, args.also)
+            rows = measure(turns, cwd)
     peaks = compare_memory()
     text = f"""# Benchmarks
 

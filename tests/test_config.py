@@ -9,16 +9,12 @@ import pytest
 from conftest import ROOT, refused
 
 import config
-import rewards
 from config import PRESETS, Config, grid, parse_config
 from results import walk
 
 
 def parse(flags: str) -> Config:
     return parse_config(flags.split())
-
-
-# -- default < preset < flag ----------------------------------------------------------------------
 
 
 def test_a_flag_beats_the_preset_and_the_preset_the_default():
@@ -78,8 +74,6 @@ def test_a_grid_is_made_of_decimals_and_may_start_below_zero():
     assert parse("--tau -1e-3").tau == -1e-3
     assert grid("taus", "-1:1:0.01") == [i / 100 for i in range(-100, 101)]
 
-
-# -- a bad value ----------------------------------------------------------------------------------
 
 BAD = [
     ("--task chess", "--task: invalid choice: 'chess' (choose from"),
@@ -169,15 +163,6 @@ def test_a_missing_library_is_one_line_that_says_what_to_install(monkeypatch):
     for flags, library in (("--engine vllm", "vllm"), ("--optim adamw8bit", "torchao")):
         with refused(f"^{flags}: .*{library}.*; .*pip install.* or --"):
             parse(flags)
-
-
-def test_a_fork_adds_a_reward_by_one_entry(monkeypatch):
-    monkeypatch.setitem(rewards.REWARDS, "mine", lambda queries, responses: [5.0] * len(responses))
-    cfg = parse("--reward mine --tau 4")
-    assert (cfg.reward, cfg.tau) == ("mine", 4.0)
-
-
-# -- the flags are the fields ---------------------------------------------------------------------
 
 
 def test_every_field_is_a_flag_with_a_help_text(capsys):

@@ -74,9 +74,6 @@ def ids_of(sample: Sample) -> list[int]:
     return [int(x) for x in sample.response.split()]
 
 
-# -- both -----------------------------------------------------------------------------------------
-
-
 def process_state() -> list:
     states = [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()]
     return [*states, torch.get_num_threads(), torch.set_num_threads, torch.get_default_dtype()]
@@ -169,9 +166,6 @@ def test_first_tokens_follow_softmax_of_logits_over_temperature(sampler, policy,
     assert df > 10 and chi2 < df + 4 * (2 * df) ** 0.5
 
 
-# -- transformers ---------------------------------------------------------------------------------
-
-
 def test_a_small_budget_takes_more_calls_and_gives_all_responses():
     small, large = make_hf(sample_budget=100), make_hf()
     assert len(list(small.calls(PROMPTS, 9))) > len(PROMPTS)  # n goes over several calls
@@ -198,9 +192,6 @@ def test_an_engine_holds_a_policy_inside_the_block_only():
         assert sampler.policy is not None
         1 / 0
     assert sampler.policy is None
-
-
-# -- chunks that survive a kill -------------------------------------------------------------------
 
 
 def draw(sampler):
@@ -237,18 +228,12 @@ def test_a_damaged_chunk_is_told_and_drawn_again(tmp_path, capsys):
     assert capsys.readouterr().err.count(f"{part}: damaged; sampled again") == 5
 
 
-# -- which one ------------------------------------------------------------------------------------
-
-
 def test_a_chat_models_turns_end_where_its_generation_config_says(tmp_path):
     assert engine.generation_ends(tmp_path) == []
     for ids, stops in ((7, [2, 3, 7]), ([7, 2, 8], [2, 3, 7, 8])):
         (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
         made = engine.make_engine(Config(engine="hf"), Numbers(), None, tmp_path, [2, 3])
         assert made.stop_ids == stops
-
-
-# -- vLLM -----------------------------------------------------------------------------------------
 
 
 def train_a_little(policy):

@@ -48,9 +48,6 @@ def plain(x: torch.Tensor) -> torch.Tensor:
     return x.dequantize() if hasattr(x, "codes") else x
 
 
-# -- AdamW's moments -------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_moments_exist_before_the_first_step_and_change_no_bit(dtype):
     policy, other = small_llama(dtype), small_llama(dtype)
@@ -69,9 +66,6 @@ def test_moments_exist_before_the_first_step_and_change_no_bit(dtype):
     assert all(a is state["exp_avg"] for a, state in zip(moments, optimizer.state.values()))
     for p, q in zip(policy.parameters(), other.parameters()):
         assert torch.equal(p, q)
-
-
-# -- vLLM, as it is on a GPU ----------------------------------------------------------------------
 
 
 class StubLLM:
@@ -192,8 +186,6 @@ def test_torch_has_vllms_threads_while_vllm_samples_and_no_longer(gpu, tmp_path)
     assert sampler.tokenizer.calls == 2  # the responses to a prompt are decoded together
 
 
-# -- will it fit ----------------------------------------------------------------------------------
-
 HUB = {
     "hub/Mistral-7B": dict(model_type="mistral", vocab_size=32000),
     "hub/Llama-8B": dict(model_type="llama", vocab_size=128256),
@@ -281,9 +273,6 @@ def test_a_gated_model_says_what_to_do(monkeypatch):
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", gated)
     with refused("^--model hub/gated: .*accept the terms .* `hf auth login`"):
         trainer.model_config("hub/gated")
-
-
-# -- the node -------------------------------------------------------------------------------------
 
 
 @pytest.mark.vllm

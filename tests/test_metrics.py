@@ -165,8 +165,6 @@ def test_repeats_ranks_nan_with_cut_off_responses():
     assert repeated.tolist() == [[False, True, False], [True, True, False]]
 
 
-# -- the decision ----------------------------------------------------------------------------------
-
 TEMPERATURES, TAUS = [0.5, 0.7, 0.9], [-0.5, 0.0, 0.5, 1.0]
 
 
@@ -234,8 +232,6 @@ def test_decide_counts_queries_without_a_selection_as_zero():
     line = metrics.decide([outcomes], [1.0], [0.0, 0.5], n_star=2)
     assert line["tau"] == 0.0 and line["surface"] == [[1.0, 0.5]] and line["empty"] == 0.0
 
-
-# -- an iteration's numbers ------------------------------------------------------------------------
 
 SOUND, LUCKY = "Bob = Ann * 3 = 4 * 3 = 2 ; # 2", "Bob = Ann + 3 = 4 + 3 = 2 ; # 2"
 STEPS = {SOUND: [True, True], LUCKY: [False, True], "# 1": [False]}

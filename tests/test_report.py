@@ -134,13 +134,6 @@ def test_reversal_is_a_rise_with_a_fall_both_beyond_noise(after, fires):
     assert kinds(rows) == ["reversal"] * fires and kinds(rows[1:]) == []
 
 
-def test_alarms_pass_over_what_is_no_line():
-    rows = [{}, row(0, 30.0, 96.0), {"iter": 1}, row(1, 45.0, 80.0)]
-    part = "reversal: pass@1 rose 30.0 -> 45.0 while pass@32 fell 96 -> 80"
-    assert report.alarms(rows, [{}, {"iter": 1}]) == [f"{part}, each beyond noise"]
-    assert report.alarms([], []) == []
-
-
 def test_noise_alone_rarely_alarms():
     fired = 0
     for p in (0.02, 0.3, 0.97):
@@ -184,13 +177,6 @@ def test_ties_are_counted_once_for_all_decisions_but_not_on_a_surface_of_zeros()
 
 
 # -- replay ----------------------------------------------------------------------------------------
-
-
-def test_replay_with_the_run_s_own_settings_is_the_ledger_to_the_last_bit(tmp_path, capsys):
-    run = read(tmp_path / "run")
-    assert report.replay(run) == run.ledger
-    report.main(["--replay", str(tmp_path / "run")])
-    assert "2 of 2 decisions equal the ledger's in every field" in capsys.readouterr().out
 
 
 def test_the_best_of_each_where_the_other_is_fixed():

@@ -4,8 +4,6 @@ import gzip
 import json
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import bench
@@ -19,8 +17,6 @@ import runs
 from config import Config, parse_config
 from data import Query, Sample, Splits
 from runs import Run, preflight, prune
-
-# -- the folder -----------------------------------------------------------------------------------
 
 
 def begun(out: Path, flags: str = "") -> Run:
@@ -168,9 +164,6 @@ def test_the_sft_baseline_s_best_epoch_is_linked(tmp_path):
     assert [(tmp_path / x).resolve() for x in ("best", "policy")] == [starts[0], starts[2]]
 
 
-# -- what a run is set up from --------------------------------------------------------------------
-
-
 def test_prompts_that_fill_max_length_are_left_out_and_counted(capsys):
     queries = [Query(str(n), "word " * n, "") for n in (3, 30, 4)]
     splits = Splits(queries[:], queries[:1], {"test": queries[:]}, "", "")
@@ -205,16 +198,12 @@ def test_code_fails_closed_before_anything_is_loaded(tmp_path):
     for path in ROOT.glob("*.py"):
         text = path.read_text().replace("libseccomp.so.2", "libnone.so")
         (tmp_path / path.name).write_text(text)
-    ask = [sys.executable, "bstar.py", "--task", "code", "--model", "none"]
-    p = subprocess.run(ask, cwd=tmp_path, capture_output=True, text=True)
+    p = command(tmp_path, tmp_path / "bstar.py", "--task code --model none")
     assert p.returncode == 2 and p.stderr.count("\n") == 1
     assert "apt-get install libseccomp2" in p.stderr and "--unsafe-code" in p.stderr
     with refused("no such file: none.jsonl"):
-        files = ["--train-file", "none.jsonl", "--test-file", "none.jsonl"]
-        bstar.main([*ask[2:], "--unsafe-code", *files, "--out", f"{tmp_path}/run"])
-
-
-# -- will it fit ----------------------------------------------------------------------------------
+        files = f"--train-file none.jsonl --test-file none.jsonl --out {tmp_path}/run"
+        bstar.main(f"--task code --model none --unsafe-code {files}".split())
 
 
 @pytest.fixture

@@ -9,8 +9,6 @@ import toy
 from config import parse_config
 from trainer import load_tokenizer
 
-# -- stories ---------------------------------------------------------------------------------------
-
 
 def load(*flags: str):
     return toy.load_stories(parse_config(["--task", "stories", *flags]))
@@ -105,9 +103,6 @@ def test_check_story(response, right):
     assert toy.check_story(story, response) == right
 
 
-# -- walks -----------------------------------------------------------------------------------------
-
-
 def test_walks_held_out_are_in_no_text_and_one_word_in_five_of_a_solution_is_wrong():
     cfg = parse_config(["--task", "walk", "--toy-texts", "2000"])
     splits, texts = toy.load_walk(cfg), toy.walk_base(cfg).texts
@@ -131,9 +126,6 @@ def test_walks_say_where_there_are_too_few_questions(flags, there):
         toy.load_walk(parse_config(["--task", "walk", *flags.split()]))
 
 
-# -- the base models -------------------------------------------------------------------------------
-
-
 def test_the_tokenizer_gives_every_text_back(tmp_path):
     toy.make_tiny_llama(tmp_path, toy.STORY_WORDS, seed=0)
     tokenizer = load_tokenizer(tmp_path)
@@ -142,9 +134,6 @@ def test_the_tokenizer_gives_every_text_back(tmp_path):
         ids = tokenizer(text)["input_ids"]
         assert len(ids) == len(text.split()) and tokenizer.unk_token_id not in ids
         assert tokenizer.decode(ids) == text
-
-
-# -- walks: what a step can lead to ----------------------------------------------------------------
 
 
 def completable(walk: str, gold: str, left: int) -> bool:

@@ -264,11 +264,19 @@ def test_the_loss_is_the_mean_over_a_global_batchs_steps(base, tmp_path):
         assert torch.allclose(a.grad.double(), b.grad, atol=1e-5)
 
 
-def test_labels_against_the_exact_truth():
-    """A solution that ends in a bare ; has one step more than its checker sees."""
-    row = {"prompt": STORY, "completions": ["Bob = Ann * 3 = 4 * 3 = 2", "# 0", ";"]}
-    row |= {"labels": [True, False, False], "share": [0.5, 0.0, 0.0]}
-    worth = train_prm.labels_worth([row], toy.check_story)
+@pytest.mark.parametrize(
+    "question, steps, check, joint",
+    [
+        (STORY, ["Bob = Ann * 3 = 4 * 3 = 2", "# 0"], toy.check_story, " ; "),
+        # one step more than its checker sees
+        (STORY, ["Bob = Ann * 3 = 4 * 3 = 2", "# 0", ";"], toy.check_story, " ; "),
+        ("3 > 17 :", ["+7 10", ""], toy.check_route, " "),
+    ],
+)
+def test_labels_against_the_exact_truth(question, steps, check, joint):
+    good = [True] + [False] * (len(steps) - 1)
+    row = {"prompt": question, "completions": steps, "labels": good, "share": good}
+    worth = train_prm.labels_worth([row], check, joint)
     assert worth == {"labels_agree": 1.0, "labels_auc": 1.0}
 
 
@@ -391,12 +399,6 @@ def test_user_errors_are_one_line(tmp_path, monkeypatch, flags, message):
 WALK = """--task walk --reward answer+prm --toy-texts 32 --toy-queries 60 --toy-solutions 64
 --val-queries 10 --steps-per-iter 2 --num-iters 1 --balance-queries 20 --eval-queries 8
 --eval-samples 4 --K 4""".split()
-
-
-def test_labels_of_walks_against_the_exact_truth():
-    row = {"prompt": "3 > 17 :", "completions": ["+7 10", ""], "labels": [True, False]}
-    worth = train_prm.labels_worth([row | {"share": [0.5, 0.0]}], toy.check_route, " ")
-    assert worth == {"labels_agree": 1.0, "labels_auc": 1.0}
 
 
 @pytest.mark.slow

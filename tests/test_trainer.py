@@ -23,9 +23,6 @@ def equal(a, b) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
 
 
-# -- the loss and the steps -----------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("tied", [False, True])
 def test_gradients_equal_one_loop_over_sequences_in_float64(tied):
     """Micro-batches, a head at response positions and a global mean change nothing."""
@@ -107,9 +104,6 @@ def test_the_rate_rises_and_falls_along_the_whole_horizon():
     assert [second_half.rate(s) for s in second_half.steps] == rates[50:]
 
 
-# -- optimizers -----------------------------------------------------------------------------------
-
-
 def test_place_moves_the_moments_and_nothing_else():
     policy = tiny_llama()
     optimizer = adamw(policy, 1e-3)
@@ -168,9 +162,6 @@ def test_training_goes_on_from_a_checkpoint_bit_for_bit(toy, tmp_path, optim):
     assert equal(policy, again)
 
 
-# -- checkpoints ----------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def saved(toy, tmp_path) -> Path:
     """A checkpoint."""
@@ -222,9 +213,6 @@ def test_a_save_that_fails_half_way_leaves_the_old_checkpoint(toy, saved, monkey
     assert not saved.with_name("iter_2").exists()
 
 
-# -- SFT ------------------------------------------------------------------------------------------
-
-
 def test_sft_is_made_once_for_what_it_depends_on_and_goes_on_from_its_last_stage(toy, monkeypatch):
     phases, train = [], trainer.train
 
@@ -262,9 +250,6 @@ def test_examples_that_are_too_long_are_counted_and_left_out(toy, capsys):
     examples = trainer.encode(pairs, toy.setup, toy.cfg, "pool")
     assert len(examples) == 1 and examples[0][1] == len(toy.setup.prompt(q))
     assert "pool: 1 of 2 are longer than --max-length 160" in capsys.readouterr().err
-
-
-# -- memory ---------------------------------------------------------------------------------------
 
 
 def test_parameters_are_counted_from_a_config_or_taken_from_a_name():
