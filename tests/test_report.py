@@ -59,9 +59,6 @@ def balance(path, t, seed):
     return {"iter": t, **metrics.decide(by_T, TS, TAUS, 2, seed=seed + t)}
 
 
-# -- tables ----------------------------------------------------------------------------------------
-
-
 def test_where_no_solution_has_an_equation_nothing_is_said_of_distinct_ones():
     run = report.read_run(ROOT / "results" / "walk-bstar-answer-0")
     assert all(row["distinct"] == 0 for row in run.rows)
@@ -105,9 +102,6 @@ def test_only_runs_that_differ_in_the_seed_alone_are_seeds_of_one():
     assert list(report.by_seed(runs)) == ["a-1, seed 1 2", "b-1, seed 1", "a-1', seed 1"]
     with refused("no metrics yet"):
         report.by_seed([runs[0]._replace(rows=[])])
-
-
-# -- alarms ----------------------------------------------------------------------------------------
 
 
 def kinds(rows=(), ledger=()):
@@ -176,9 +170,6 @@ def test_ties_are_counted_once_for_all_decisions_but_not_on_a_surface_of_zeros()
     assert line.startswith(part)
 
 
-# -- replay ----------------------------------------------------------------------------------------
-
-
 def test_the_best_of_each_where_the_other_is_fixed():
     surface = [[0, 3, 1, 3], [0, 3, 9, 0], [5, 2, 5, 1]]  # T 0.5, 0.8, 1.1; tau -0.5, 0, 0.5, 1
     ledger = [decision(0.8, 0.5, surface), decision(0.8, 0.5, surface, taus=[0.5, 0.6, 0.7, 0.8])]
@@ -198,9 +189,6 @@ def test_replay_with_other_settings(tmp_path):
         expected.append(metrics.query_effect(n_sel, n_correct, 4).mean())
     assert np.allclose(np.ravel(line["surface"]), expected, atol=1e-6)
     assert line["n_star"] == 4 and line["temperatures"] == [0.5, 1.1]
-
-
-# -- what a user can get wrong ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -274,9 +262,6 @@ def test_a_foreign_folder_is_one_line(tmp_path, content):
         (tmp_path / "config.json").write_text(content)
     with refused("expected a run's folder$"):
         report.read_run(tmp_path)
-
-
-# -- the page --------------------------------------------------------------------------------------
 
 
 def tables_of(page):
@@ -389,8 +374,7 @@ def test_sft_beside_other_methods_is_a_level_line(tmp_path, drawn):
 def test_every_curve_has_its_own_colour(tmp_path, drawn):
     runs = [read(tmp_path / f"{K}", method="sft", K=K) for K in range(12)]
     report.curve_figures(report.by_seed(runs), tmp_path)
-    colours = [tuple(curve[0].get_color()) for curve in drawn["pass@1"].curves]
-    assert len(set(colours)) == len(colours) == 12
+    assert len({tuple(curve[0].get_color()) for curve in drawn["pass@1"].curves}) == 12
 
 
 def test_no_figure_comes_twice(tmp_path, drawn):

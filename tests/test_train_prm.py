@@ -45,9 +45,6 @@ def base(tmp_path_factory):
     return folder
 
 
-# -- labels ----------------------------------------------------------------------------------------
-
-
 class Scripted:
     """An engine that answers from text(prompt's text, number of the response)."""
 
@@ -120,8 +117,6 @@ def test_the_labels_grade_as_the_run_does(base, tmp_path):
     assert [(r["correct"], r["share"]) for r in rows] == [(False, [0.5, 0.0]), (True, [0.5, 1.0])]
 
 
-# -- ready labels ----------------------------------------------------------------------------------
-
 SHEPHERD = {
     "input": "2+2? Step 1: 2+2=4 ки\nStep 2: The answer is: 5 ки",
     "label": "2+2? Step 1: 2+2=4 +\nStep 2: The answer is: 5 -",
@@ -179,16 +174,13 @@ def shepherd(steps):
 
 BROKEN = [
     shepherd("2*2? Step 1: 4 ?"),
-    shepherd("no steps +"),
     shepherd("2*2? step 1: 4 +"),
     shepherd("2*2? Step 1: 4 +\nStep 2: so 4 ~"),
     shepherd("2*2? Step 1: 4 +\nSo it: is 4 +"),
     {"input": "Is ки a tag? Step 1: no ки", "label": "Is ки a tag? Step 1: no +"},
-    {"input": "2*2? Step 1: 4 ки", "label": "2*2? Step 1: 4 ?"},
     {"input": None, "label": None},
     {"question": {"problem": "x"}, "label": {}},
     {"prompt": "q", "completions": ["a"], "labels": []},
-    {"prompt": "q", "completions": ["a"], "labels": [7]},
     {"prompt": "q", "completions": ["a"], "labels": [float("nan")]},
     {"prompt": "q", "completions": "a", "labels": [1]},
     {"prompt": "q", "completions": ["a"], "labels": [1], "share": []},
@@ -198,8 +190,7 @@ BROKEN = [
 
 def test_broken_annotations_are_counted_and_left_out(tmp_path, capsys):
     f = tmp_path / "labels.jsonl"
-    lines = [json.dumps(row) + "\n" for row in (shepherd("2*2? Step 1: 4 +"), *BROKEN, OURS)]
-    f.write_text("".join(lines))
+    f.write_text("\n".join(map(json.dumps, (shepherd("2*2? Step 1: 4 +"), *BROKEN, OURS))))
     rows = train_prm.read_annotations(str(f))
     assert [row["prompt"] for row in rows] == ["2*2?", "q"]
     [line] = capsys.readouterr().err.splitlines()
@@ -227,9 +218,6 @@ def test_real_step_labels(name, least):
         steps += row["completions"]
     assert len(rows) >= least and {0.0, 1.0} <= set(labels)
     assert not any("ки" in step for step in steps)
-
-
-# -- training --------------------------------------------------------------------------------------
 
 
 def test_what_cannot_be_trained_on_is_counted_and_left_out(base, capsys):
@@ -267,7 +255,6 @@ def test_the_loss_is_the_mean_over_a_global_batchs_steps(base, tmp_path):
 @pytest.mark.parametrize(
     "question, steps, check, joint",
     [
-        (STORY, ["Bob = Ann * 3 = 4 * 3 = 2", "# 0"], toy.check_story, " ; "),
         # one step more than its checker sees
         (STORY, ["Bob = Ann * 3 = 4 * 3 = 2", "# 0", ";"], toy.check_story, " ; "),
         ("3 > 17 :", ["+7 10", ""], toy.check_route, " "),
@@ -290,17 +277,12 @@ def test_labels_that_are_all_alike_are_said(capsys, labels, good):
 
 
 def test_a_prm_is_read_before_anything_is_made(base, tmp_path):
-    flags = ["--task", "stories", "--prm", str(tmp_path / "nope")]
-    cfg = parse_config(flags)
     with refused("--prm .*nope"):
-        train_prm.check(cfg)
+        train_prm.check(parse_config(["--task", "stories", "--prm", str(tmp_path / "nope")]))
     train_prm.check(parse_config([]))
     prm = train_prm.new_prm(base, trainer.load_tokenizer(base), "{query}", prm_config())
     trainer.save(trainer.State(0, prm.model), tmp_path / "prm", prm.tokenizer)
     train_prm.check(parse_config(["--task", "stories", "--prm", str(tmp_path / "prm")]))
-
-
-# -- as a user runs it -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -393,8 +375,6 @@ def test_user_errors_are_one_line(tmp_path, monkeypatch, flags, message):
     with refused(re.escape(message)):
         train_prm.main(flags.split() if "--task" in flags else [*TINY, *flags.split()])
 
-
-# -- walks -----------------------------------------------------------------------------------------
 
 WALK = """--task walk --reward answer+prm --toy-texts 32 --toy-queries 60 --toy-solutions 64
 --val-queries 10 --steps-per-iter 2 --num-iters 1 --balance-queries 20 --eval-queries 8
