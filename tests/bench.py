@@ -22,6 +22,7 @@ from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -364,15 +365,11 @@ draw   128  mistral  5000  512 1408  8  8 4  --sample-budget 32768 --optim adamw
 """
 
 
-class Words:
-    def batch_decode(self, rows, **_) -> list[str]:
-        return [""] * len(rows)
-
-
 def exercise(what: str, policy, cfg, length: int) -> None:
     """Trains or samples as much as cfg's budgets allow."""
     if what == "draw":
-        sampler = engine.HFEngine(cfg, Words(), None, [4])
+        silent = SimpleNamespace(batch_decode=lambda rows, **_: [""] * len(rows))
+        sampler = engine.HFEngine(cfg, silent, None, [4])
         sampler.wake(policy)
         sampler.sample([[5] * length], cfg.sample_budget // (length + cfg.max_tokens), 1.0, 0)
         return

@@ -161,15 +161,11 @@ class Toy:
         """M_0, loaded afresh."""
         return load_policy(dataclasses.replace(self.cfg, optim=optim), self.start)
 
-    def engine(self, out: Path | str = "", **settings) -> HFEngine:
-        """A sampler with other settings."""
-        cfg = dataclasses.replace(self.cfg, out=str(out), **settings)
+    def engine(self, out: Path) -> HFEngine:
+        """A sampler that keeps its chunks in another folder."""
+        cfg = dataclasses.replace(self.cfg, out=str(out))
         tokenizer = self.setup.tokenizer
         return HFEngine(cfg, tokenizer, self.setup.prompt, [tokenizer.eos_token_id])
-
-    def prompts(self, n: int) -> list[list[int]]:
-        """Prompts of n questions."""
-        return [self.setup.prompt(q) for q in self.setup.splits.val[:n]]
 
 
 @pytest.fixture(scope="session")

@@ -85,16 +85,17 @@ def phases(toy, monkeypatch):
 BASE_STEPS = 3 * 4 + 6 * 8  # of three iterations, and of SFT's six epochs
 
 
-@pytest.mark.parametrize(
-    "method, steps, inherited",
-    [
-        ("rest-em", range(BASE_STEPS), False),
-        ("iterative-rft", range(4), False),
-        ("online-rft", range(8, 12), True),
-        ("bstar", range(8, 12), True),
-    ],
-)
-def test_methods_differ_by_their_switches(toy, phases, capsys, method, steps, inherited):
+STEPS = {
+    "rest-em": range(BASE_STEPS),
+    "iterative-rft": range(4),
+    "online-rft": range(8, 12),
+    "bstar": range(8, 12),
+}
+
+
+@pytest.mark.parametrize("method", STEPS)
+def test_methods_differ_by_their_switches(toy, phases, capsys, method):
+    steps, inherited = STEPS[method], method in ("online-rft", "bstar")
     M, calls = phases(f"--method {method} --num-iters 4")
     [(_, phase, n_steps, weights)] = [c for c in calls if c[0] == "train"]
     assert phase.steps == steps and (n_steps > 0) == inherited == (M.optimizer is not None)

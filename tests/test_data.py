@@ -186,6 +186,7 @@ GOOD = b'{"question": "x", "answer": "#### 1"}\n'
         ("a.csv", b"question,answer", "a.csv:1: can't be read .*expected a .parquet file, or JSON"),
         ("f.jsonl", b'{"question": ' + b"[" * 10**5, "f.jsonl:1: can't be read"),
         ("b.jsonl.gz", gzip.compress(GOOD * 1000)[:40], "can't be read"),
+        ("b.jsonl.gz", gzip.compress(GOOD)[:10] + b"\xff" * 9, "can't be read"),
         ("c.parquet", b"PAR1 no", "can't be read"),
     ],
 )

@@ -195,13 +195,11 @@ def test_replay_with_other_settings(tmp_path):
     "flags, part",
     [
         ("--replay --temperatures 0.5:0.6:0.1", "temperatures among [0.5, 0.8, 1.1]"),
-        ("--replay --queries 21", "1 to 20 queries"),
         ("--replay --samples 7", "1 to 6 samples"),
         ("--replay --n-star 0", "an n-star from 1"),
         ("--replay --n-star many", "argument --n-star: invalid int value"),
         ("--replay --taus 1:2", "--taus 1:2: expected FROM:TO:STEP"),
         ("--n-star 3", "--n-star: only with --replay"),
-        ("--what", "unrecognized arguments"),
         ("--replay OTHER", "--replay: expected one run"),
         ("--replay --against OTHER", "no --against"),
         ("--against OTHER", "not one of the runs given"),

@@ -276,9 +276,11 @@ def test_labels_that_are_all_alike_are_said(capsys, labels, good):
     assert (alike in err) == bool(err) == (good != 0.5)
 
 
-def test_a_prm_is_read_before_anything_is_made(base, tmp_path):
-    with refused("--prm .*nope"):
-        train_prm.check(parse_config(["--task", "stories", "--prm", str(tmp_path / "nope")]))
+def test_a_prm_is_read_before_anything_is_made(base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with refused("--prm nope"):
+        bstar.main([*TINY, *LOOP, "--prm", "nope"])
+    assert not Path("runs/cache").exists()
     train_prm.check(parse_config([]))
     prm = train_prm.new_prm(base, trainer.load_tokenizer(base), "{query}", prm_config())
     trainer.save(trainer.State(0, prm.model), tmp_path / "prm", prm.tokenizer)
@@ -289,7 +291,9 @@ def test_a_prm_is_read_before_anything_is_made(base, tmp_path):
 def default(cwd) -> tuple[list[dict], str, Path]:
     """The default run, which trains its PRM first: its metrics, stderr, and the PRM's folder."""
     _, err = captured(cwd, bstar.main, [*TINY, *LOOP])
-    rows = metrics.read_jsonl(cwd / "runs/stories-bstar-answer+prm-0/metrics.jsonl")
+    run = cwd / "runs/stories-bstar-answer+prm-0"
+    rows, times = (metrics.read_jsonl(run / f"{name}.jsonl") for name in ("metrics", "times"))
+    assert {"base", "sft", "prm"} <= {line["phase"] for line in times}
     [folder] = (cwd / "runs/cache").glob("prm-stories-*")
     return rows, err, folder
 
