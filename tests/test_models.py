@@ -20,41 +20,29 @@ EXPERTS = dict(moe_intermediate_size=32, num_experts_per_tok=2)
 LINEAR = dict(linear_key_head_dim=8, linear_value_head_dim=8, linear_num_value_heads=4)
 HYBRID = dict(num_hidden_layers=4, linear_num_key_heads=2, **LINEAR)
 MAMBA = dict(mamba_d_ssm=64, mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8, mamba_chunk_size=4)
-RIGHT = {
-    "llama": {},
+RIGHT = dict.fromkeys("llama mixtral qwen2 gpt2 gpt_neox phi3 granite".split(), {}) | {
     "mistral": dict(sliding_window=4),
-    "mixtral": {},
-    "qwen2": {},
     "qwen3": dict(head_dim=8),
     "qwen3_5_text": dict(head_dim=16, **HYBRID),
     "qwen3_next": dict(head_dim=16, num_experts=4, **HYBRID, **EXPERTS),
     "deepseek_v3": dict(num_key_value_heads=4, n_routed_experts=4, **MLA, **EXPERTS),
     "llama4_text": dict(intermediate_size_mlp=64, head_dim=8, num_local_experts=2),
     "falcon_h1": MAMBA,
-    "gpt2": {},
-    "gpt_neox": {},
     "gemma": dict(head_dim=8),
     "gemma3_text": dict(head_dim=8),
-    "phi3": {},
-    "granite": {},
 }
 BY_GENERATE = {
     "mamba": dict(state_size=8),
     "minimax": dict(head_dim=8, block_size=4),
     "openai-gpt": {},
 }
-WRONG = {
+# xmod wants to know the language
+WRONG = dict.fromkeys("cohere modernbert-decoder bert bert-generation roberta xmod".split(), {}) | {
     "gemma2": dict(head_dim=8, initializer_range=0.02),
     "granite": dict(logits_scaling=8.0),
-    "cohere": {},
     "falcon_h1": dict(lm_head_multiplier=0.5, **MAMBA),
-    "modernbert-decoder": {},
     "recurrent_gemma": dict(lru_width=32, attention_window_size=8),
     "bart": dict(d_model=32, decoder_attention_heads=4, decoder_layers=2),
-    "bert": {},
-    "bert-generation": {},
-    "roberta": {},
-    "xmod": {},  # it wants to know the language
 }
 
 

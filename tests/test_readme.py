@@ -21,15 +21,13 @@ TINY = """--sft-epochs 2 --start-epoch 1 --num-iters 1 --steps-per-iter 3 --quer
 --val-queries 5"""
 
 
-def test_the_first_screen_has_the_two_commands():
+def test_the_readme_is_short_and_has_the_two_commands_and_a_fork_of_each_kind():
     block = re.search(r"```sh\n(.*?)```", README, re.S)[1].strip().splitlines()
     install = "pip install -r requirements-cpu.txt && "
     assert block == [install + "python bstar.py", install + "python -m pytest"]
     assert "`pip install -r requirements.txt && python bstar.py --task math`" in README
-
-
-def test_the_readme_is_short():
     assert len(README.split()) <= 1800
+    assert [name for _, name in FORKS] == ["brief", "cubed", "sums"]
 
 
 def test_the_worked_example_is_right():
@@ -48,10 +46,6 @@ def test_a_fork_runs_as_it_stands(cwd, code, name):
         flags += " --toy-texts 32 --toy-solutions 64"
     p = command(cwd, cwd / f"{name}.py", flags, TINY, f"--out {name}", PYTHONPATH=str(ROOT))
     assert p.returncode == 0 and "iter 1/1 | " in p.stdout, p.stderr
-
-
-def test_there_is_a_fork_of_each_kind():
-    assert [name for _, name in FORKS] == ["brief", "cubed", "sums"]
 
 
 def test_the_policy_generates_as_the_snippet_says(tmp_path, capsys):
