@@ -62,8 +62,6 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-# -- what is measured on --------------------------------------------------------------------------
-
 SIZES = """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
            num_key_value_heads""".split()
 
@@ -115,9 +113,6 @@ def settings_of(flags: str = ""):
     cfg = parse_config(f"--task stories --batch-size 32 --token-budget 4096 {flags}".split())
     runs.settle(cfg)
     return cfg
-
-
-# -- training -------------------------------------------------------------------------------------
 
 
 def of_training(rows: list, padded: int, seconds: float) -> dict:
@@ -195,10 +190,8 @@ def train_trl_fastest(model: str) -> dict:
     return train_trl(model, train_sampling_strategy="group_by_length")
 
 
-# -- sampling: 16 responses to each prompt, at most 96 tokens, any of which may be the last --------
-
-
 def sample_ours(model: str) -> dict:
+    """16 responses to each prompt, of at most 96 tokens, any of which may be the last."""
     cfg, groups = settings_of("--max-tokens 96"), []
     sampler = engine.HFEngine(cfg, load_tokenizer(model), None, [2])
     sampler.wake(load_policy(cfg, model))
@@ -279,9 +272,6 @@ def swap(model: str) -> dict:
     return {"in place": median(in_place), "by a checkpoint and a new engine": by_disk}
 
 
-# -- the loop, the balancer, the graders ----------------------------------------------------------
-
-
 LOOPS = {
     "walk": "",
     "stories": "--reward answer --queries-per-iter 200 --balance-queries 30 --eval-queries 60",
@@ -349,8 +339,6 @@ def graders(_) -> dict:
     return rates
 
 
-# -- memory ---------------------------------------------------------------------------------------
-
 # what, tokens a row, model, its SIZES, flags; none was looked at while trainer.needs was made
 MEMORY = """
 train  192  llama    3000  320  880 10  5 5  --token-budget 1536
@@ -398,9 +386,6 @@ def memory(line: str) -> dict:
         parts = ("weights", "gradients", "optimizer", "activations")
     exercise(what, policy, cfg, int(length))
     return {"counted": sum(needed[part] for part in parts) / 2**20, "held": peak() - before}
-
-
-# -- side by side ---------------------------------------------------------------------------------
 
 
 def child(what: str, model: str | Path, cwd: str | Path, **env: str) -> dict:

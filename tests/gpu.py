@@ -63,9 +63,6 @@ QUICK = Load(FLAGS.format(16, 128, 1024), n_prompts=8, n=4, n_rows=4, least_rate
 Rows = Iterator[tuple]  # of (what, measured[, wanted, whether it is that]): lines of the table
 
 
-# -- measuring ------------------------------------------------------------------------------------
-
-
 def make_llama(folder: Path, size: str) -> None:
     """A Llama of random weights in bf16; the GPU is left to the children."""
     scale = SHAPES[size][1] ** -0.5  # logits of about one nat, whatever the width
@@ -113,9 +110,6 @@ def train(policy, optimizer, cfg, n_rows: int, steps: int = 2) -> int:
     phase = trainer.Phase("train", 0, range(steps), steps, cfg.lr, cfg.lr_end, 0.0)
     trainer.train(policy, optimizer, rows, phase, dataclasses.replace(cfg, batch_size=n_rows))
     return steps * n_rows * cfg.max_length // 2
-
-
-# -- swap, sample, train, in turn -----------------------------------------------------------------
 
 
 def rounds(cfg, load: Load) -> Rows:
@@ -191,9 +185,6 @@ def stale_weights(sampler, policy, prompts: list[list[int]]) -> tuple:
     return "a weight changed behind vLLM's back", shown, "stops", shown == "stops"
 
 
-# -- training by itself ---------------------------------------------------------------------------
-
-
 def training(cfg, load: Load) -> Rows:
     """Tokens a second, the peak against the preflight, the attention kernel."""
     policy = trainer.load_policy(cfg, cfg.model)
@@ -227,9 +218,6 @@ def trl(cfg, load: Load) -> Rows:
     key = "tokens/s without padding"
     ours, theirs = bench.train_ours(cfg.model)[key], bench.train_trl(cfg.model)[key]
     yield "tokens/s on bench.py's rows (by TRL's SFTTrainer's)", f"{ours:.0f} ({ours / theirs:.2f})"
-
-
-# -- what must survive ----------------------------------------------------------------------------
 
 
 def checkpoint(cfg, load: Load) -> Rows:
@@ -279,9 +267,6 @@ def last_line(text: str) -> str:
     return (text.strip().splitlines() or ["no output"])[-1][:200]
 
 
-# -- the node -------------------------------------------------------------------------------------
-
-
 def node(folder: Path) -> Rows:
     """What the machine is, and what vLLM, Triton and torchao want of it."""
     gpu = torch.cuda.is_available()
@@ -310,9 +295,6 @@ def left_out() -> str:
     if not torch.__version__.startswith("2.13."):
         missing.append(f"torch is {torch.__version__}, not 2.13: what it shows is of that one")
     return "; ".join(missing) or "nothing"
-
-
-# -- all of it ------------------------------------------------------------------------------------
 
 
 def apart(measure: Callable, cfg, load: Load) -> Rows:
