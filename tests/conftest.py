@@ -11,14 +11,17 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Callable, Iterator
 
 import pytest
+from faults import End
 
 import bstar
 import data
-import runs
 from config import Config, parse_config, unread
+from data import UserError
 from engine import HFEngine
 from runs import Setup, set_up
 from trainer import load_policy, sft
@@ -29,6 +32,7 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 ROOT = Path(bstar.__file__).parent
+torchao = pytest.mark.skipif(not find_spec("torchao"), reason="torchao is not installed")
 TINY = """
     --sft-lr 3e-3 --sft-epochs 12 --start-epoch 6 --batch-size 16 --chunk 10 --max-tokens 40
     --val-queries 10 --eval-queries 10 --eval-samples 4 --S 2
@@ -62,18 +66,32 @@ def tiny(*flags: str) -> Config:
     return parse_config(flags_of(*flags))
 
 
-def run(cwd: Path, *flags: str) -> tuple[str, str]:
-    """A tiny run to its end, in this process; returns what it wrote to stdout and stderr."""
+def captured(cwd: Path, main: Callable, argv: list[str]) -> tuple[str, str]:
+    """main(argv) in this process; returns what it wrote to stdout and stderr."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        bstar.main(flags_of(*flags))
+        main(argv)
     return out.getvalue(), err.getvalue()
 
 
-def command(cwd: Path, *flags: str) -> subprocess.CompletedProcess:
-    """`python bstar.py` in a process of its own."""
-    argv = [sys.executable, str(ROOT / "bstar.py"), *" ".join(flags).split()]
-    return subprocess.run(argv, cwd=cwd, capture_output=True, text=True)
+def run(cwd: Path, *flags: str) -> tuple[str, str]:
+    """A tiny run to its end; returns what it wrote to stdout and stderr."""
+    return captured(cwd, bstar.main, flags_of(*flags))
+
+
+def command(cwd: Path, script: str | Path, *flags: str, **env: str) -> subprocess.CompletedProcess:
+    """`python script flags` in a process of its own."""
+    argv = [sys.executable, str(ROOT / script), *" ".join(flags).split()]
+    how = dict(cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True)
+    return subprocess.run(argv, **how)
+
+
+@contextlib.contextmanager
+def refused(message: str = "") -> Iterator[None]:
+    """Expects a user's error of one line, which matches message."""
+    with pytest.raises(UserError, match=message) as e:
+        yield
+    assert "\n" not in str(e.value)
 
 
 def tiny_llama(kind: str = "llama", seed: int = 0, **settings):
@@ -89,8 +107,8 @@ def tiny_llama(kind: str = "llama", seed: int = 0, **settings):
         return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
 
 
-def life(cwd: Path, flags: str, phase: str = "", at: float = 1.0, sig: int = signal.SIGKILL):
-    """A run in a fork of this process, which sends itself sig at a share of a phase's bar.
+def life(cwd: Path, main: Callable, argv: list[str], end: End | None = None) -> tuple[int, str]:
+    """main(argv) in a fork of this process.
 
     returns  its exit code, negative for a signal, and what it printed
     """
@@ -99,10 +117,10 @@ def life(cwd: Path, flags: str, phase: str = "", at: float = 1.0, sig: int = sig
     def live() -> None:
         os.chdir(cwd)
         sys.stdout = sys.stderr = open(printed, "w")
-        sys.argv = ["bstar.py", *flags_of(flags)]
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        _end_in(phase, at, sig)
-        data.run(bstar.main)
+        if end:
+            _end_at(end)
+        data.run(lambda: main(argv))
 
     # a fork, since a new process would import torch again for each of many lives
     child = multiprocessing.get_context("fork").Process(target=live)
@@ -111,8 +129,8 @@ def life(cwd: Path, flags: str, phase: str = "", at: float = 1.0, sig: int = sig
     return child.exitcode, printed.read_text()
 
 
-def _end_in(phase: str, at: float, sig: int) -> None:
-    """Makes this process send itself sig when the phase's bar comes to a share of its end."""
+def _end_at(end: End) -> None:
+    """Makes this process send itself the signal when the phase's bar comes to its share."""
     progress = data.progress
 
     def watched(total: int, desc: str):
@@ -121,8 +139,8 @@ def _end_in(phase: str, at: float, sig: int) -> None:
 
         def update_and_end(n: int = 1):
             update(n)
-            if desc == phase and bar.n >= at * total:
-                os.kill(os.getpid(), sig)
+            if desc == end.phase and bar.n >= end.share * total:
+                os.kill(os.getpid(), end.sig)
 
         bar.update = update_and_end
         return bar
@@ -134,7 +152,7 @@ def _end_in(phase: str, at: float, sig: int) -> None:
 class Toy:
     """The toy as a tiny run sets it up, and M_0."""
 
-    cwd: Path  # runs in this folder share its cache
+    cwd: Path
     cfg: Config
     setup: Setup
     start: Path  # M_0: the SFT checkpoint
@@ -143,35 +161,24 @@ class Toy:
         """M_0, loaded afresh."""
         return load_policy(dataclasses.replace(self.cfg, optim=optim), self.start)
 
-    def engine(self, out: Path | str = "", **settings) -> HFEngine:
-        """A sampler with other settings."""
-        cfg = dataclasses.replace(self.cfg, out=str(out), **settings)
+    def engine(self, out: Path) -> HFEngine:
+        """A sampler that keeps its chunks in another folder."""
+        cfg = dataclasses.replace(self.cfg, out=str(out))
         tokenizer = self.setup.tokenizer
         return HFEngine(cfg, tokenizer, self.setup.prompt, [tokenizer.eos_token_id])
 
-    def prompts(self, n: int) -> list[list[int]]:
-        """Prompts of n questions."""
-        return [self.setup.prompt(q) for q in self.setup.splits.val[:n]]
+
+@pytest.fixture(scope="session")
+def cwd(tmp_path_factory) -> Path:
+    """A folder whose runs share their base models and SFT checkpoints."""
+    return tmp_path_factory.mktemp("cwd")
 
 
 @pytest.fixture(scope="session")
-def toy(tmp_path_factory) -> Toy:
-    cwd = tmp_path_factory.mktemp("toy")
+def toy(cwd) -> Toy:
     cfg = tiny()
     with contextlib.chdir(cwd):
         setup = set_up(cfg)
         setup.base = str(Path(setup.base).resolve())
         [start] = sft(cfg, setup.base, setup.human, setup.tokenizer)
         return Toy(cwd, cfg, setup, start.resolve())
-
-
-@pytest.fixture
-def gpu_80(monkeypatch):
-    """A GPU of 80 GiB, much memory and a large disk, as far as the preflight looks."""
-    import torch
-
-    properties = type("Properties", (), {"total_memory": 80 << 30})
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda i: properties)
-    monkeypatch.setattr(runs, "host_memory", lambda: 200 << 30)
-    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1 << 50}))

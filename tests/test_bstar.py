@@ -16,16 +16,15 @@ import faults
 import numpy as np
 import pytest
 import torch
-from conftest import flags_of, life, run, tiny
+from conftest import flags_of, life, refused, run, tiny
+from faults import End
 
 import bstar
 import metrics
 import report
 from config import METHODS
-from data import Query, Sample, UserError
+from data import Query, Sample
 from trainer import State, adamw, is_complete, load_policy, seed_of
-
-# -- select ---------------------------------------------------------------------------------------
 
 
 def test_of_equal_texts_the_best_rewarded_is_the_one_that_counts():
@@ -57,9 +56,6 @@ def test_select_takes_turns_and_is_unique_strict_and_capped(seed):
     assert kept == bstar.select(groups, tau, N, seed)
 
 
-# -- improve --------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def phases(toy, monkeypatch):
     """improve(flags, t, n): the phases of iteration t on n responses, training left out."""
@@ -89,16 +85,17 @@ def phases(toy, monkeypatch):
 BASE_STEPS = 3 * 4 + 6 * 8  # of three iterations, and of SFT's six epochs
 
 
-@pytest.mark.parametrize(
-    "method, steps, inherited",
-    [
-        ("rest-em", range(BASE_STEPS), False),
-        ("iterative-rft", range(4), False),
-        ("online-rft", range(8, 12), True),
-        ("bstar", range(8, 12), True),
-    ],
-)
-def test_methods_differ_by_their_switches(toy, phases, capsys, method, steps, inherited):
+STEPS = {
+    "rest-em": range(BASE_STEPS),
+    "iterative-rft": range(4),
+    "online-rft": range(8, 12),
+    "bstar": range(8, 12),
+}
+
+
+@pytest.mark.parametrize("method", STEPS)
+def test_methods_differ_by_their_switches(toy, phases, capsys, method):
+    steps, inherited = STEPS[method], method in ("online-rft", "bstar")
     M, calls = phases(f"--method {method} --num-iters 4")
     [(_, phase, n_steps, weights)] = [c for c in calls if c[0] == "train"]
     assert phase.steps == steps and (n_steps > 0) == inherited == (M.optimizer is not None)
@@ -131,11 +128,8 @@ def test_a_full_gpu_in_scoring_names_the_flag(toy, monkeypatch):
     monkeypatch.setattr(bstar.rewards, "score", full)
     monkeypatch.setattr(bstar.Run, "lap", lambda *args: None)
     score = bstar.make_reward(toy.cfg, toy.setup, None, bstar.Run)
-    with pytest.raises(UserError, match="a smaller --token-budget"):
+    with refused("a smaller --token-budget"):
         score([], [])
-
-
-# -- evaluate -------------------------------------------------------------------------------------
 
 
 def test_evaluate_names_further_test_sets_and_can_be_greedy_alone(toy, tmp_path):
@@ -151,9 +145,6 @@ def test_evaluate_names_further_test_sets_and_can_be_greedy_alone(toy, tmp_path)
     cfg.eval_samples = 0
     row = bstar.evaluate(State(0, toy.policy()), setup, score, cfg)
     assert set(row) == {"val/pass@1", "pass@1", "queries", "more/pass@1", "more/queries"}
-
-
-# -- whole runs -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -200,10 +191,10 @@ def test_the_subsets_samples_at_the_chosen_temperature_join_the_pool(reference):
     assert subset[at].ravel().tolist() == pool
 
 
-def test_the_logged_decisions_follow_from_the_saved_subset(reference):
-    again = report.replay(report.read_run(reference[0]))
+def test_the_logged_decisions_follow_from_the_saved_subset(reference, capsys):
+    report.main(["--replay", str(reference[0])])
+    assert "2 of 2 decisions equal the ledger's in every field" in capsys.readouterr().out
     ledger = metrics.read_jsonl(reference[0] / "ledger.jsonl")
-    assert again == ledger
     assert [d["seed"] for d in ledger] == [seed_of(0, t, "bootstrap") for t in (1, 2)]
 
 
@@ -214,14 +205,8 @@ def test_an_alarm_is_raised_once(reference):
 
 def test_a_finished_run_says_so_and_does_nothing(reference, toy):
     before = bits(reference[0])
-    assert (
-        "finished; another --out" in run(toy.cwd, "--out run")[0] and bits(reference[0]) == before
-    )
-
-
-def test_the_same_command_gives_the_same_bits(reference, toy):
-    run(toy.cwd, "--out again")
-    assert bits(toy.cwd / "again") == bits(reference[0])
+    assert "finished; another --out" in run(toy.cwd, "--out run")[0]
+    assert bits(reference[0]) == before
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "bstar"])
@@ -244,11 +229,9 @@ def test_where_nothing_is_selected_the_policy_stays_as_it_is(toy):
     assert rows[2]["pass@1"] == rows[0]["pass@1"]
 
 
-def test_a_fixed_temperature_leaves_tau_to_the_balance_and_both_leave_nothing(toy):
-    run(toy.cwd, "--out fixed --temperature 0.7 --tau 0.2 --num-iters 1")
-    assert not (toy.cwd / "fixed" / "ledger.jsonl").exists()
-    run(toy.cwd, "--out fixed_T --temperature 0.7 --num-iters 1")
-    [decision] = metrics.read_jsonl(toy.cwd / "fixed_T" / "ledger.jsonl")
+def test_a_fixed_temperature_leaves_tau_to_the_balance(toy):
+    run(toy.cwd, "--out fixed --temperature 0.7 --num-iters 1")
+    [decision] = metrics.read_jsonl(toy.cwd / "fixed" / "ledger.jsonl")
     assert decision["temperatures"] == [0.7] and len(decision["taus"]) == 21
 
 
@@ -285,9 +268,6 @@ def test_code_trains_on_programs_that_pass_their_tests(toy, tmp_path, monkeypatc
     assert last["pass@1"] == 100 and last["pool/correct"] > 0 and last["kept"] > 0
 
 
-# -- ended, and started again ---------------------------------------------------------------------
-
-
 # one iteration's phases in their order; 1.0 is after the phase and before what it has is saved
 ENDS = [
     ("toy base", 0.5),
@@ -296,11 +276,9 @@ ENDS = [
     ("iter0.val", 1.0),
     ("iter0.toy.sampled", 0.5),
     ("iter1.T0.6", 1.0),
-    ("iter1.T1", 0.5),
     ("iter1.pool", 0.5),
     ("train 1", 0.5),
     ("train 1", 1.0),
-    ("iter1.toy.greedy", 1.0),
     ("iter2.T1", 0.5),
     ("iter2.pool", 1.0),
     ("train 2", 0.25),
@@ -308,15 +286,14 @@ ENDS = [
 ]
 
 
-@pytest.mark.parametrize("sig, code", [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
-def test_ended_in_every_phase_the_same_command_ends_in_the_same_bits(
-    reference, tmp_path, sig, code
-):
-    for phase, at in ENDS:
-        ended, printed = life(tmp_path, "--out run", phase, at, sig)
+def test_ended_in_every_phase_the_same_command_ends_in_the_same_bits(reference, tmp_path):
+    argv = flags_of("--out run")
+    for phase, share in ENDS:
+        sig, code = random.choice([(signal.SIGKILL, -9), (signal.SIGINT, 130)])
+        ended, printed = life(tmp_path, bstar.main, argv, End(phase, share, sig))
         assert ended == code, (phase, printed)
         assert sig == signal.SIGKILL or "the same command goes on" in printed.splitlines()[-1]
-    assert life(tmp_path, "--out run")[0] == 0
+    assert life(tmp_path, bstar.main, argv)[0] == 0
     assert bits(tmp_path / "run") == bits(reference[0])
 
 
@@ -325,7 +302,6 @@ def test_a_broken_checkpoint_is_told_and_the_one_before_it_used(reference, toy):
     shutil.copytree(reference[0], folder, symlinks=True)
     rows, flags = (folder / "metrics.jsonl").read_text().splitlines(True), "--out broken"
     (folder / "checkpoints" / "iter_2" / "trainer.pt").unlink()
-    assert "finished" in run(toy.cwd, flags)[0]  # complete by its metrics: nothing to do
     (folder / "metrics.jsonl").write_text("".join(rows[:2]))  # as after a kill in evaluation 2
     run(toy.cwd, flags)
     assert bits(folder) == bits(reference[0])
@@ -339,5 +315,6 @@ def test_a_broken_checkpoint_is_told_and_the_one_before_it_used(reference, toy):
 @pytest.mark.slow
 def test_real_processes_ended_at_random_moments_end_in_the_same_bits():
     """kill -9 and Ctrl-C, the PRM's phases too; `python tests/faults.py` does 30 of them."""
-    ends = faults.main(["--kills", "6", *flags_of("--reward answer+prm")])
-    assert len({end.phase for end in ends}) >= 4
+    flags = "--reward answer+prm --num-iters 1 --toy-queries 60 --toy-solutions 32".split()
+    ends = faults.main(["--kills", "4", *flags_of(*flags)])
+    assert len({end.phase for end in ends}) >= 3

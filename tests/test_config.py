@@ -5,23 +5,16 @@ import subprocess
 import sys
 from dataclasses import fields
 
-import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, refused
 
 import config
-import metrics
-import rewards
 from config import PRESETS, Config, grid, parse_config
-from data import UserError
 from results import walk
 
 
 def parse(flags: str) -> Config:
     return parse_config(flags.split())
-
-
-# -- default < preset < flag ----------------------------------------------------------------------
 
 
 def test_a_flag_beats_the_preset_and_the_preset_the_default():
@@ -75,22 +68,6 @@ def test_a_fixed_temperature_or_tau_is_a_grid_of_one():
     assert (online.temperature_grid, online.tau_grid) == ([1.0], [0.0])
 
 
-def test_with_a_binary_reward_tau_has_no_say():
-    """r is 0 or 1: every tau in [0, 1) selects the same, so the decision is one of T alone."""
-    rng, cfg = np.random.default_rng(5), parse("--task arc")
-    correct = rng.random((8, 40, 32)) < rng.beta(1, 1, (8, 40, 1))
-    pool = correct.astype(float), correct, np.broadcast_to(np.arange(32), correct.shape)
-    by_T = [metrics.Outcomes(*arrays) for arrays in zip(*pool)]
-    both = metrics.decide(by_T, cfg.temperature_grid, cfg.tau_grid, n_star=30)
-    surface = np.array(both["surface"])
-    ties = [i for i, tau in enumerate(cfg.tau_grid) if 0 <= tau < 1]
-    assert len(ties) == 10 and (surface[:, ties] == surface[:, ties[:1]]).all()
-    assert (surface[:, 0] < surface[:, ties[0]]).all() and not surface[:, -1].any()
-    alone = metrics.decide(by_T, cfg.temperature_grid, [0.0], n_star=30)
-    assert both["temperature"] == alone["temperature"] and 0 <= both["tau"] < 1
-    assert both["qe"] == pytest.approx(alone["qe"])
-
-
 def test_a_grid_is_made_of_decimals_and_may_start_below_zero():
     assert parse("--taus -1:1:0.5").tau_grid == [-1, -0.5, 0, 0.5, 1]
     assert parse("--taus=-1:1:0.5") == parse("--taus -1:1:0.5")
@@ -98,21 +75,15 @@ def test_a_grid_is_made_of_decimals_and_may_start_below_zero():
     assert grid("taus", "-1:1:0.01") == [i / 100 for i in range(-100, 101)]
 
 
-# -- a bad value ----------------------------------------------------------------------------------
-
 BAD = [
     ("--task chess", "--task: invalid choice: 'chess' (choose from"),
-    ("--method ppo", "--method: invalid choice: 'ppo'"),
     ("--nonsense 1", "unrecognized arguments: --nonsense"),
     ("--K 0", "--K 0: expected a finite number, 1 to inf"),
     ("--K many", "--K: invalid int value: 'many'"),
     ("--S 5 --eval-samples 4", "--S 5: expected at most --eval-samples 4"),
-    ("--temperature 0", "--temperature 0.0: expected a finite number, 0.01 to 100"),
     ("--temperatures 0:1:0.5", "--temperatures 0:1:0.5: expected 0.01 to 100"),
-    ("--warmup nan", "--warmup nan: expected a finite number, 0 to 1"),
-    ("--max-repeats inf", "--max-repeats inf: expected a finite number"),
+    ("--max-repeats nan", "--max-repeats nan: expected a finite number"),
     ("--taus 0:inf:1", "--taus 0:inf:1: expected FROM:TO:STEP"),
-    ("--taus 1:0.9:1", "--taus 1:0.9:1: expected FROM:TO:STEP"),
     ("--temperatures x", "--temperatures x: expected FROM:TO:STEP"),
     ("--tau=-inf", "--tau -inf: expected a finite number"),
     ("--taus=-1:1:0.0001", "and at most 10,000 points"),
@@ -127,24 +98,20 @@ BAD = [
 
 @pytest.mark.parametrize("flags, message", BAD)
 def test_a_bad_value_is_one_line_that_names_the_flag(flags, message):
-    with pytest.raises(UserError) as e:
+    with refused(re.escape(message)):
         parse(flags)
-    assert message in str(e.value) and "\n" not in str(e.value)
 
 
 SFT = "num-iters queries-per-iter K steps-per-iter max-repeats lr temperature tau".split()
 IDLE = [
     *(("--method sft", f"--{name} 1") for name in SFT),
-    ("--method sft", "--balance-queries 5"),
     ("--method online-rft", "--taus 0:1:0.1"),
     ("--method sft", "--offload-optimizer"),
     ("--method online-rft", "--balance-queries 5"),
     ("--method online-rft", "--temperatures 0.5:1:0.1"),
     ("--method iterative-rft", "--probe"),
     ("--method rest-em", "--lr 1e-4"),
-    ("--method rest-em", "--offload-optimizer"),
     ("--temperature 1", "--temperatures 0.5:1:0.1"),
-    ("--temperature 1", "--probe"),
     ("--tau 0", "--taus 0:1:0.1"),
     ("--temperature 1 --tau 0", "--balance-queries 5"),
     ("--task walk", "--train-file x.jsonl"),
@@ -161,7 +128,7 @@ IDLE = [
 @pytest.mark.parametrize("given, idle", IDLE)
 def test_a_flag_that_does_nothing_is_refused(given, idle):
     parse(given)
-    with pytest.raises(UserError, match=f"^{idle.split()[0]}: it does nothing with"):
+    with refused(f"^{idle.split()[0]}: it does nothing with"):
         parse(f"{given} {idle}")
 
 
@@ -184,22 +151,11 @@ def test_a_documented_command_is_accepted(flags):
     parse(flags)
 
 
-@pytest.mark.parametrize(
-    "flags, install", [("--engine vllm", "vllm"), ("--optim adamw8bit", "torchao")]
-)
-def test_a_missing_library_is_one_line_that_says_what_to_install(flags, install, monkeypatch):
+def test_a_missing_library_is_one_line_that_says_what_to_install(monkeypatch):
     monkeypatch.setattr(config, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=f"^{flags}: .*{install}.*; .*pip install.* or --"):
-        parse(flags)
-
-
-def test_a_fork_adds_a_reward_by_one_entry(monkeypatch):
-    monkeypatch.setitem(rewards.REWARDS, "mine", lambda queries, responses: [5.0] * len(responses))
-    cfg = parse("--reward mine --tau 4")
-    assert (cfg.reward, cfg.tau) == ("mine", 4.0)
-
-
-# -- the flags are the fields ---------------------------------------------------------------------
+    for flags, library in (("--engine vllm", "vllm"), ("--optim adamw8bit", "torchao")):
+        with refused(f"^{flags}: .*{library}.*; .*pip install.* or --"):
+            parse(flags)
 
 
 def test_every_field_is_a_flag_with_a_help_text(capsys):
@@ -222,13 +178,9 @@ def test_every_field_is_used():
         assert re.search(rf"(cfg|self)\.{f.name}\b", code), f.name
 
 
-def test_help_needs_no_torch(tmp_path):
-    heavy = ("torch", "transformers", "matplotlib", "pandas", "datasets")
-    code = (
-        "import sys, bstar\n"
-        "try: bstar.main(['--help'])\n"
-        f"except SystemExit: sys.exit(any(m in sys.modules for m in {heavy}))"
-    )
-    env = {"PYTHONPATH": str(ROOT)}
-    p = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True)
-    assert p.returncode == 0 and b"--temperatures" in p.stdout, p.stderr
+@pytest.mark.parametrize("use", ["import bstar; bstar.main(['--help'])", "import report"])
+def test_help_and_the_tables_need_no_torch(use):
+    heavy = {"torch", "transformers", "matplotlib", "pandas", "datasets"}
+    code = f"import sys\ntry: {use}\nexcept SystemExit: pass\nprint({heavy} & {{*sys.modules}})"
+    p = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert p.stdout.splitlines()[-1] == "set()" and not p.stderr

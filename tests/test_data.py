@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pandas
 import pytest
+from conftest import ROOT, refused
 
 import data
 import grader
 import toy
 from config import LOADERS, parse_config
-from data import Query, UserError
+from data import Query
 from trainer import load_tokenizer
 
-ROOT = Path(__file__).resolve().parents[1]
 REAL = ROOT.parent / "shared" / "data"
 real_rows = pytest.mark.skipif(not REAL.is_dir(), reason="needs the real rows in ../shared/data")
 
@@ -81,9 +81,6 @@ MATH = [math_row(i) for i in range(60)]
 ARC = [arc_row(i) for i in range(20)]
 CODE = [code_row(i) for i in range(12)]
 SUM = {"inputs": ["1 2\n"], "outputs": ["3\n"]}
-
-
-# -- local files -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "jsonl.gz", "parquet"])
@@ -173,9 +170,6 @@ def test_code_rows(tmp_path):
     assert not any(json.loads(query.gold)["unsafe"] for query in [q, m, h])
 
 
-# -- bad files and bad rows ------------------------------------------------------------------------
-
-
 GOOD = b'{"question": "x", "answer": "#### 1"}\n'
 
 
@@ -186,7 +180,6 @@ GOOD = b'{"question": "x", "answer": "#### 1"}\n'
         ("f.jsonl", b"", "f.jsonl: the file holds no rows"),
         ("f.jsonl", b"\n\n", "none of its 0 rows"),
         ("f.jsonl", b"{}\n", "no text in column 'problem' .found: nothing. .first: .*f.jsonl:1"),
-        ("f.jsonl", b'{"question": "x"}\n', "no text in column 'answer'"),
         ("f.jsonl", GOOD + b"\nnot json\n", "f.jsonl:3: can't be read"),
         ("f.jsonl", b"[1]\n", "f.jsonl:1: can't be read .not a JSON object"),
         ("f.jsonl", b"\xff\xfe", "can't be read"),
@@ -200,31 +193,28 @@ GOOD = b'{"question": "x", "answer": "#### 1"}\n'
 def test_bad_files_are_one_line(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=message) as e:
+    with refused(message):
         load("gsm8k", str(tmp_path / name), write_rows(tmp_path / "t.jsonl", GSM[:2]))
-    assert "\n" not in str(e.value)
 
 
 def test_empty_lines_are_no_rows(tmp_path):
     (tmp_path / "f.jsonl").write_text('{"a": 1}\n\n{"a": 2}\n \n\n')
-    places = {f"{tmp_path}/f.jsonl:1": {"a": 1}, f"{tmp_path}/f.jsonl:3": {"a": 2}}
-    assert dict(data.read_rows(f"{tmp_path}/f.jsonl")) == places
+    rows = list(data.read_rows(f"{tmp_path}/f.jsonl"))
+    assert rows == [(f"{tmp_path}/f.jsonl:1", {"a": 1}), (f"{tmp_path}/f.jsonl:3", {"a": 2})]
 
 
 def test_test_sets_need_names_of_their_own(tmp_path):
-    (tmp_path / "b").mkdir()
     train = write_rows(tmp_path / "t.jsonl", GSM)
-    a = write_rows(tmp_path / "test.jsonl", GSM[:2])
-    b = write_rows(tmp_path / "b" / "test.jsonl", GSM[:2])
+    test = write_rows(tmp_path / "test.jsonl", GSM[:2])
     val = write_rows(tmp_path / "val.jsonl", GSM[:2])
-    for test in (f"{a},{b}", val):
-        with pytest.raises(UserError, match="a test set can't be called"):
+    for test in (f"{test},{test}", val):
+        with refused("a test set can't be called"):
             load("gsm8k", train, test)
 
 
 def test_too_few_rows_to_hold_any_out(tmp_path):
     train = write_rows(tmp_path / "t.jsonl", GSM[:4])
-    with pytest.raises(UserError, match="4 usable rows are too few"):
+    with refused("4 usable rows are too few"):
         load("gsm8k", train, write_rows(tmp_path / "x.jsonl", GSM[9:]))
 
 
@@ -235,32 +225,24 @@ BAD_ROWS = [
     ("gsm8k", {"question": " ", "answer": "#### 1"}, "no question"),
     ("gsm8k", {"question": "x", "answer": "1"}, "no gold"),
     ("math", {"problem": "x", "solution": "no box"}, "no gold"),
-    ("math", {"problem": "x", "solution": None}, "no text in column 'solution'"),
-    ("math", {"problem": 3, "answer": "1"}, "'problem'"),
     ("math", {"problem": "\ud800", "answer": "1"}, "surrogates"),
     ("arc", {**ARC[0], "answerKey": "E"}, CHOICES),
     ("arc", {**ARC[0], "choices": None}, CHOICES),
-    ("arc", {**ARC[0], "choices": {"text": [], "label": []}}, CHOICES),
     ("arc", {**ARC[0], "choices": {"text": ["a", "b"], "label": [[], "A"]}}, CHOICES),
     ("arc", {**ARC[0], "choices": {"text": ["a", "b"], "label": ["A", "A"]}}, CHOICES),
-    ("arc", {**ARC[0], "choices": {"text": ["a", "b"], "label": ["A", "Z"]}}, CHOICES),
     ("code", apps_row(""), "no tests"),
-    ("code", apps_row("{broken"), "broken JSON in column 'input_output'"),
-    ("code", apps_row("[" * 99_999), "broken JSON"),
+    ("code", apps_row("[" * 99_999), "broken JSON in column 'input_output'"),
     ("code", apps_row("9" * 5000), "broken JSON"),
     ("code", apps_row([]), FORM),
     ("code", apps_row({"inputs": [], "outputs": []}), "no tests"),
     ("code", apps_row({"inputs": ["1"], "outputs": []}), FORM),
     ("code", apps_row({"inputs": [1], "outputs": [1]}), FORM),
-    ("code", apps_row({"inputs": [3], "outputs": [4], "fn_name": "f"}), FORM),
     ("code", apps_row({**SUM, "fn_name": 7}), FORM),
     ("code", apps_row({"inputs": ["1"] * 3000, "outputs": ["1"] * 3000}), "more than 1,000 tests"),
     ("code", apps_row({"inputs": ["1" * 200_000], "outputs": ["1"]}), "or 100,000 characters"),
     ("code", apps_row(SUM, solutions="[broken"), "broken JSON in column 'solutions'"),
     ("code", apps_row(SUM, solutions='{"a": 1}'), "no list of programs"),
-    ("code", apps_row(SUM, question=None), "no text in column 'question'"),
     ("code", {**MBPP, "test_list": ["assert f(1) =="]}, "no Python"),
-    ("code", {**MBPP, "test_list": None}, "no tests"),
     ("code", {**MBPP, "test_list": ["#" * 200_000]}, "no tests"),
     ("code", {**HUMAN_EVAL, "test": "x"}, "no tests"),
     ("code", {"inputs": 1}, "no text in column 'question'"),
@@ -277,12 +259,8 @@ def test_bad_rows_are_counted_with_the_first_ones_place(tmp_path, capsys, task, 
     n = len(good)
     line = rf"train: 2 of {n + 1} rows dropped, [^\n]*{why}[^\n]*\(first: {train}:{n}\)\n"
     assert re.search(line, capsys.readouterr().err)
-    with pytest.raises(UserError, match="none of its 2 rows can be used .2 of 2 rows dropped") as e:
+    with refused("^.{,200}none of its 2 rows can be used .2 of 2 rows dropped.{,800}$"):
         load(task, write_rows(tmp_path / "train.jsonl", [row, row]), test)
-    assert "\n" not in str(e.value) and len(str(e.value)) < 1000
-
-
-# -- how a script ends -----------------------------------------------------------------------------
 
 
 def script(body: str, **how) -> subprocess.Popen:
@@ -293,6 +271,9 @@ def script(body: str, **how) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", source], text=True, **how)
 
 
+NO_FOLDER = "gone = tempfile.mkdtemp(); os.chdir(gone); os.rmdir(gone)"
+
+
 @pytest.mark.parametrize(
     "body, code, message",
     [
@@ -301,17 +282,16 @@ def script(body: str, **how) -> subprocess.Popen:
         ("open('/dev/full', 'w').write('x' * 9999)", 2, "No space left on device; what was comp"),
         ("raise RuntimeError('I/O error: No space left on device (os error 28)')", 2, "I/O error"),
         ("raise RuntimeError('unexpected pos 238592 vs 238480')", 2, "the disk is full; what was"),
-        (
-            "os.chdir(p := tempfile.mkdtemp()); os.rmdir(p); pathlib.Path('x').write_text('')",
-            2,
-            "the working directory is gone",
-        ),
+        (f"{NO_FOLDER}; pathlib.Path('x').write_text('')", 2, "the working directory is gone"),
+        ("raise BrokenPipeError(32, 'Broken pipe')", 1, "Traceback"),
+        ("1 / 0", 1, "Traceback"),
     ],
 )
-def test_what_is_no_fault_of_ours_is_one_line(body, code, message):
+def test_what_is_no_fault_of_ours_is_one_line_and_ours_is_a_traceback(body, code, message):
     process = script(body)
     err = process.communicate()[1].strip()
-    assert (process.returncode, err.count("\n")) == (code, 0) and message in err
+    assert process.returncode == code and message in err
+    assert ("\n" in err) == (code == 1)
 
 
 def test_a_full_disk_under_stdout_is_one_line():
@@ -328,13 +308,6 @@ def test_a_reader_that_has_gone_ends_it_quietly():
     assert (process.wait(), process.stderr.read()) == (141, "")
 
 
-@pytest.mark.parametrize("body", ["raise BrokenPipeError(32, 'Broken pipe')", "1 / 0"])
-def test_a_fault_of_ours_is_a_traceback(body):
-    process = script(body)
-    err = process.communicate()[1]
-    assert process.returncode == 1 and "Traceback" in err
-
-
 @pytest.mark.parametrize("encoding, line", [("ascii", b"1 ? 2\n"), ("latin-1", b"1 \xb1 2\n")])
 def test_a_terminal_without_unicode(encoding, line):
     how = {"env": {**os.environ, "PYTHONIOENCODING": encoding}, "encoding": "latin-1"}
@@ -342,31 +315,21 @@ def test_a_terminal_without_unicode(encoding, line):
     assert (out.encode("latin-1"), err) == (line, "")
 
 
-# -- the hub ---------------------------------------------------------------------------------------
-
-SUBJECTS = [f"EleutherAI/hendrycks_math/{subject}" for subject in data.MATH_SUBJECTS]
-APPS = "hf://datasets/codeparrot/apps"
-ARC_C = "allenai/ai2_arc/ARC-Challenge"
-GSM8K = "openai/gsm8k/main"
-HUB = {  # task -> (places of training rows, places of test sets)
-    "gsm8k": ([f"{GSM8K}[train]"], {"gsm8k": f"{GSM8K}[test]"}),
-    "math": (
-        [f"{subject}[train]" for subject in SUBJECTS]
-        + [f"{subject}[test]" for subject in SUBJECTS],
-        {"math500": "HuggingFaceH4/MATH-500/[test]", "gsm8k": f"{GSM8K}[test]"},
-    ),
-    "arc": ([f"{ARC_C}[train]", f"{ARC_C}[validation]"], {"arc": f"{ARC_C}[test]"}),
-    "code": (
-        [f"{APPS}/train.jsonl/[train]"],
-        {"apps": f"{APPS}/test.jsonl/[test]", "mbpp": "google-research-datasets/mbpp/full[test]"},
-    ),
+GSM8K, ARC_C = "openai/gsm8k/main", "allenai/ai2_arc/ARC-Challenge"
+APPS, MBPP_FULL = "hf://datasets/codeparrot/apps", "google-research-datasets/mbpp/full"
+MATH_500, GSM8K_TEST = "HuggingFaceH4/MATH-500/[test]", f"{GSM8K}[test]"
+HUB = {  # task -> (what its training parts are of, how many they are, places of test sets)
+    "gsm8k": (GSM8K, 1, {"gsm8k": GSM8K_TEST}),
+    "math": ("EleutherAI/hendrycks_math", 14, {"math500": MATH_500, "gsm8k": GSM8K_TEST}),
+    "arc": (ARC_C, 2, {"arc": f"{ARC_C}[test]"}),
+    "code": (APPS, 1, {"apps": f"{APPS}/test.jsonl/[test]", "mbpp": f"{MBPP_FULL}[test]"}),
 }
 
 
 @pytest.mark.parametrize("task", HUB)
 def test_what_is_read_from_the_hub(monkeypatch, task):
     """Tests have no network: the public names asked for, and rows of the columns found there."""
-    train, tests = HUB[task]
+    source, n_train, tests = HUB[task]
     places = []
 
     def hub_rows(name, config, part):
@@ -380,42 +343,35 @@ def test_what_is_read_from_the_hub(monkeypatch, task):
 
     monkeypatch.setattr(data, "hub_rows", hub_rows)
     splits = LOADERS[task](parse_config(["--task", task]))
-    assert sorted(places) == sorted([*train, *tests.values()])
+    train = set(places) - set(tests.values())
+    assert len(train) == n_train and len(places) == n_train + len(tests)
+    assert all(place.startswith(source) for place in train)
     assert {name: len(rows) for name, rows in splits.tests.items()} == dict.fromkeys(tests, 10)
     queries = splits.train + splits.val
-    assert len({q.id for q in queries}) == len(queries) == 10 * len(train)
+    assert len({q.id for q in queries}) == len(queries) == 10 * n_train
     assert all(q.solution for q in queries) == (task != "arc")
     assert task != "math" or all("[test]" in q.id for q in splits.val)
 
 
 LOCAL = "not a local folder, and the hub can't be reached"
-ASK_ONCE = [
-    ("list(data.hub_rows('a/b', None, 'train'))", "can't load a/b from the hub"),
-    ("import trainer; trainer.model_config('a/b'); trainer.load_tokenizer('a/b')", f"a/b: {LOCAL}"),
-    ("import rewards; rewards.PRM.load('a/b')", f"--prm a/b: {LOCAL}"),
-]
+ASK_ONCE = {
+    "list(data.hub_rows('a/b', None, 'train'))": "can't load a/b from the hub",
+    "trainer.model_config('a/b'); trainer.load_tokenizer('a/b')": f"a/b: {LOCAL}",
+    "rewards.PRM.load('a/b')": f"--prm a/b: {LOCAL}",
+}
 
 
-@pytest.mark.parametrize("call, message", ASK_ONCE)
-def test_without_a_network_the_hub_is_asked_once(tmp_path, call, message):
-    """One line, without the half minute of the hub library's tries, of which it warns."""
+def test_without_a_network_the_hub_is_asked_once(tmp_path):
+    """One line each, without the half minute of the hub library's tries, of which it warns."""
     env = {key: os.environ[key] for key in os.environ if key != "HF_HUB_OFFLINE"}
     env |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
-    process = script(call, env=env)
-    err = process.communicate()[1].strip()
-    assert process.returncode == 2 and message in err and "\n" not in err
-
-
-# -- the real rows ---------------------------------------------------------------------------------
-
-
-@real_rows
-def test_real_gsm8k(capsys):
-    splits = real("gsm8k", ["gsm8k/train.jsonl.gz"], ["gsm8k/test.jsonl"])
-    assert (len(splits.train), len(splits.val)) == (7473 - 500, 500)
-    assert len(splits.tests["test"]) == 1319
-    assert all(float(q.gold).is_integer() for q in splits.tests["test"])
-    assert capsys.readouterr().err == ""
+    body = "import rewards, trainer"
+    for call in ASK_ONCE:
+        body += f"\n    try: {call}\n    except data.UserError as e: print(e)"
+    out, err = script(body, env=env).communicate()
+    lines = out.splitlines()
+    assert len(lines) == len(ASK_ONCE) and not err
+    assert all(message in line for message, line in zip(ASK_ONCE.values(), lines))
 
 
 SEVERAL_BOXES = {  # every value where all are asked for, else the right one of two
@@ -424,17 +380,11 @@ SEVERAL_BOXES = {  # every value where all are asked for, else the right one of 
     "train/intermediate_algebra/1486": r"\frac{1}{3}, -\frac{5}{2}",
     "train/number_theory/796": "28_9",  # "28 or 28_9"
     "train/precalculus/571": "4, -4",
-    "train/precalculus/722": r"30^\circ, 75^\circ, 75^\circ",
     "train/precalculus/982": r"\frac{\pi}{3}",
-    "train/precalculus/1089": "5, -3",
-    "train/precalculus/1149": r"30^\circ, 150^\circ",
-    "train/precalculus/1269": r"60^\circ, 45^\circ, 75^\circ",
     "test/algebra/1197": "161",
-    "test/algebra/1730": "-3",
     "test/intermediate_algebra/225": r"3, \frac{2}{5}",
     "test/intermediate_algebra/747": "(3,-5)",
     "test/intermediate_algebra/1020": "5 - 10i, 11, -3 + 6i",
-    "test/intermediate_algebra/2089": "-10879, 10879",
     "test/prealgebra/177": "6",
     "test/precalculus/1233": r"30^\circ, 45^\circ, 105^\circ",
 }
@@ -461,11 +411,10 @@ def test_real_math_is_appendix_a(capsys, files, n):
     dropped = {"no gold answer": 2, "a question twice": 2, "several answers are right": 4}
     if n == 12_500:
         dropped["in another split"] = 500
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == len(dropped)
+    err = capsys.readouterr().err
+    assert err.count("\n") == len(dropped)
     for why, count in dropped.items():
-        start = f"train: {count} of {n} rows dropped, {why} (first"
-        assert any(line.startswith(start) for line in lines)
+        assert f"train: {count} of {n} rows dropped, {why} (first" in err
 
     golds = {q.id.removesuffix(".json"): q.gold for q in splits.train + splits.val}
     assert {name: golds.get(name) for name in SEVERAL_BOXES} == SEVERAL_BOXES
@@ -474,19 +423,22 @@ def test_real_math_is_appendix_a(capsys, files, n):
 
 @real_rows
 def test_math500_keeps_its_published_answers():
-    rows = [row for _, row in data.read_rows(str(REAL / "math/math500.jsonl"))]
-    for row in rows:
+    for _, row in data.read_rows(str(REAL / "math/math500.jsonl")):
         without = {key: row[key] for key in row if key != "answer"}
         for columns in (row, without):
             assert data.math_row("file:1", columns).gold == row["answer"].strip()
 
 
 @real_rows
-def test_real_arc(capsys):
+def test_real_gsm8k_and_arc(capsys):
+    splits = real("gsm8k", ["gsm8k/train.jsonl.gz"], ["gsm8k/test.jsonl"])
+    sizes = len(splits.train), len(splits.val), len(splits.tests["test"])
+    assert sizes == (7473 - 500, 500, 1319) and capsys.readouterr().err == ""
+    assert all(float(q.gold).is_integer() for q in splits.tests["test"])
     train = ["arc_challenge/train.jsonl", "arc_challenge/validation.jsonl"]
     splits = real("arc", train, ["arc_challenge/test.jsonl"])
-    assert (len(splits.train), len(splits.val)) == (1217, 200)
-    assert len(splits.tests["test"]) == 1172
+    sizes = len(splits.train), len(splits.val), len(splits.tests["test"])
+    assert sizes == (1217, 200, 1172)
     assert "1 of 1418 rows dropped, a question twice" in capsys.readouterr().err
     every = splits.train + splits.val + splits.tests["test"]
     assert {q.gold for q in every} == {*"ABCDE1234"}
@@ -514,9 +466,6 @@ def test_real_code():
     assert not any(grader.grade(["pass"] * 100, golds, "code"))
 
 
-# -- boxes, prompts and batches --------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "text, box",
     [
@@ -533,20 +482,11 @@ def test_last_boxed(text, box):
     assert data.last_boxed(text) == box
 
 
-HOSTILE = [
-    ("{", "}"),
-    (r"\boxed{", ""),
-    (r"\boxed{", "}"),
-    (r"\boxed{1} or ", ""),
-    (r"\boxed{1}, ", ""),
-    (r"\boxed ", ""),
-    (" ", ""),
-    (".", ""),
-    ("\\", ""),
-]
+OPENINGS = ["{", r"\boxed{", r"\boxed{1} or ", r"\boxed{1}, ", r"\boxed ", " ", ".", "\\"]
 
 
-@pytest.mark.parametrize("opening, closing", HOSTILE)
+@pytest.mark.parametrize("closing", ["", "}"])
+@pytest.mark.parametrize("opening", OPENINGS)
 def test_boxes_take_linear_time(opening, closing):
     def seconds(n: int) -> float:
         text = r"\boxed " + opening * n + closing * n
@@ -576,8 +516,7 @@ def test_prompts_of_base_and_chat_models(tokenizer):
     splits = data.Splits([], [], {}, "Question: {query} {query}\nAnswer:\n", "{query} \\boxed{{}}.")
     query = Query("0", "{x} Ann ?", "1")  # its braces survive the template
     base = data.prompt_ids(tokenizer, query, splits, chat=False)
-    words = "<s> <unk> <unk> Ann ? <unk> Ann ? <unk>"
-    assert tokenizer.decode(base) == words
+    assert tokenizer.decode(base) == "<s> <unk> <unk> Ann ? <unk> Ann ? <unk>"
     tokenizer.chat_template = (
         "{% for m in messages %}# {{ m['content'] }}{% endfor %}"
         "{% if add_generation_prompt %} ={% endif %}"

@@ -15,16 +15,19 @@ import re
 from collections import Counter
 from importlib.util import find_spec
 
+import bench
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, tiny_llama
+from conftest import ROOT, refused, tiny_llama
 
 import engine
 import rewards
-from config import Config
-from data import Query, Sample, UserError
+import train_prm
+from config import Config, parse_config
+from data import Query, Sample
 from engine import HFEngine, VLLMEngine
+from trainer import State, load_tokenizer, save
 
 V = 64  # vocabulary
 STOPS = [2, 9]
@@ -69,9 +72,6 @@ def make_hf(out="", **settings) -> HFEngine:
 
 def ids_of(sample: Sample) -> list[int]:
     return [int(x) for x in sample.response.split()]
-
-
-# -- both -----------------------------------------------------------------------------------------
 
 
 def process_state() -> list:
@@ -166,9 +166,6 @@ def test_first_tokens_follow_softmax_of_logits_over_temperature(sampler, policy,
     assert df > 10 and chi2 < df + 4 * (2 * df) ** 0.5
 
 
-# -- transformers ---------------------------------------------------------------------------------
-
-
 def test_a_small_budget_takes_more_calls_and_gives_all_responses():
     small, large = make_hf(sample_budget=100), make_hf()
     assert len(list(small.calls(PROMPTS, 9))) > len(PROMPTS)  # n goes over several calls
@@ -185,7 +182,7 @@ def test_a_full_gpu_names_the_flag_that_makes_room():
 
     sampler = make_hf()
     sampler.loop = full
-    with pytest.raises(UserError, match="the same command with a smaller --sample-budget goes on"):
+    with refused("the same command with a smaller --sample-budget goes on"):
         sampler.sample([[1, 5]], 1, 1.0, seed=0)
 
 
@@ -195,9 +192,6 @@ def test_an_engine_holds_a_policy_inside_the_block_only():
         assert sampler.policy is not None
         1 / 0
     assert sampler.policy is None
-
-
-# -- chunks that survive a kill -------------------------------------------------------------------
 
 
 def draw(sampler):
@@ -235,29 +229,12 @@ def test_a_damaged_chunk_is_told_and_drawn_again(tmp_path, capsys):
     assert capsys.readouterr().err.count(f"{part}: damaged; sampled again") == 6
 
 
-# -- which one ------------------------------------------------------------------------------------
-
-
 def test_a_chat_models_turns_end_where_its_generation_config_says(tmp_path):
     assert engine.generation_ends(tmp_path) == []
     for ids, stops in ((7, [2, 3, 7]), ([7, 2, 8], [2, 3, 7, 8])):
         (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
         made = engine.make_engine(Config(engine="hf"), Numbers(), None, tmp_path, [2, 3])
         assert made.stop_ids == stops
-
-
-def test_vllm_gets_what_the_trainer_leaves_of_a_gpu(gpu_80):
-    def share(**settings):
-        return engine.gpu_share(Config(task="math", **settings), "x/Mistral-7B")
-
-    with pytest.raises(UserError, match="beside 78 GiB of weights .* no room .*, --offload-optimi"):
-        share()
-    assert share(offload_optimizer=True) == share(method="iterative-rft") == 0.524
-    assert share(optim="adamw8bit") == 0.521
-    assert share(optim="adamw8bit", offload_optimizer=True) == 0.687
-
-
-# -- vLLM -----------------------------------------------------------------------------------------
 
 
 def train_a_little(policy):
@@ -337,20 +314,12 @@ def test_more_prompt_tokens_than_one_step_takes(sampler, policy):
 
 def save_prm(folder) -> rewards.PRM:
     """A PRM as train_prm.py keeps it, of random weights."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import AutoModelForTokenClassification, PreTrainedTokenizerFast
-
-    vocab = {word: i for i, word in enumerate(["<pad>", "<s>", "</s>"])}
-    vocab |= {f"w{i}": i for i in range(3, V)}
-    words = Tokenizer(models.WordLevel(vocab, unk_token="<pad>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    more = dict(step_separator="w9", prompt_template="{query}", bos_token="<s>", eos_token="</s>")
-    PreTrainedTokenizerFast(tokenizer_object=words, **more).save_pretrained(folder)
-    make_policy(False).save_pretrained(folder)
-    model = AutoModelForTokenClassification.from_pretrained(folder, num_labels=2)
+    bench.make_llama(folder, [128, 64, 128, 2, 2, 1], scale=0.2)
+    cfg = parse_config(["--separator", "w9"], train_prm.PRMConfig, train_prm.PRESETS)
+    prm = train_prm.new_prm(folder, load_tokenizer(folder), "{query}", cfg)
     with torch.no_grad():
-        model.score.bias[:] = torch.tensor([0.5, -0.5])
-    model.save_pretrained(folder)
+        prm.model.score.bias[:] = torch.tensor([0.5, -0.5])
+    save(State(0, prm.model), folder, prm.tokenizer)
     return rewards.PRM.load(folder)
 
 

@@ -40,12 +40,6 @@ def test_best_of_k_is_reward_at_k_1_and_pass_at_k_is_pass_at_k_1():  # Sec. 2.2
     assert metrics.pass_at_k_s(3, [2], 3, 3) == [0.0]
 
 
-def test_grids_of_section_4_1():
-    cfg = parse_config(["--task", "math"])
-    assert cfg.temperature_grid == [0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2]
-    assert cfg.tau_grid == [i / 10 for i in range(-10, 11)]
-
-
 def test_grids_of_appendix_c():
     cfg = parse_config(["--task", "math", "--temperatures", "0.5:1.2:0.05", "--taus=-1:1:0.01"])
     assert len(cfg.temperature_grid) == 15

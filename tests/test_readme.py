@@ -1,13 +1,10 @@
 """The README and docs/ are code too: their commands, their examples, their forks."""
 
 import doctest
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from conftest import ROOT, command
 
 import metrics
 import rewards
@@ -17,23 +14,20 @@ from config import parse_config
 from data import Query, Sample
 from trainer import State, load_tokenizer, save
 
-ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FORKS = re.findall(r"```python\n(# (\w+)\.py: .*?)```", README, re.S)
 TINY = """--sft-epochs 2 --start-epoch 1 --num-iters 1 --steps-per-iter 3 --queries-per-iter 30
 --K 4 --balance-queries 5 --temperatures 0.6:1.0:0.4 --eval-queries 5 --eval-samples 4
---val-queries 5 --out run"""
+--val-queries 5"""
 
 
-def test_the_first_screen_has_the_two_commands():
+def test_the_readme_is_short_and_has_the_two_commands_and_a_fork_of_each_kind():
     block = re.search(r"```sh\n(.*?)```", README, re.S)[1].strip().splitlines()
     install = "pip install -r requirements-cpu.txt && "
     assert block == [install + "python bstar.py", install + "python -m pytest"]
     assert "`pip install -r requirements.txt && python bstar.py --task math`" in README
-
-
-def test_the_readme_is_short():
     assert len(README.split()) <= 1800
+    assert [name for _, name in FORKS] == ["brief", "cubed", "sums"]
 
 
 def test_the_worked_example_is_right():
@@ -42,22 +36,16 @@ def test_the_worked_example_is_right():
 
 
 @pytest.mark.parametrize("code, name", FORKS)
-def test_a_fork_runs_as_it_stands(tmp_path, code, name):
+def test_a_fork_runs_as_it_stands(cwd, code, name):
     """A reward, a threshold rule and a task, each a whole file."""
-    (tmp_path / f"{name}.py").write_text(code)
-    command = re.search(rf"python {name}\.py.*", code.splitlines()[0])[0].split()
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    argv = [sys.executable, *command[1:], *TINY.split()]
-    if "--tau" not in command:
-        argv += ["--taus", "-1:1:0.5"]
-    if "--task" not in command:
-        argv += ["--toy-texts", "32", "--toy-solutions", "64"]
-    p = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, env=env)
+    (cwd / f"{name}.py").write_text(code)
+    flags = re.search(rf"python {name}\.py(.*)", code.splitlines()[0])[1]
+    if "--tau" not in flags:
+        flags += " --taus -1:1:0.5"
+    if "--task" not in flags:
+        flags += " --toy-texts 32 --toy-solutions 64"
+    p = command(cwd, cwd / f"{name}.py", flags, TINY, f"--out {name}", PYTHONPATH=str(ROOT))
     assert p.returncode == 0 and "iter 1/1 | " in p.stdout, p.stderr
-
-
-def test_there_is_a_fork_of_each_kind():
-    assert [name for _, name in FORKS] == ["brief", "cubed", "sums"]
 
 
 def test_the_policy_generates_as_the_snippet_says(tmp_path, capsys):

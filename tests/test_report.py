@@ -4,22 +4,24 @@ import gzip
 import html
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT, refused
 
 import metrics
 import report
-from data import UserError
 
 RNG = np.random.default_rng()
-ROOT = Path(report.__file__).parent
 TS, TAUS = [0.5, 0.8, 1.1], [-0.5, 0.0, 0.5, 1.0]
 PRM = {"prm/auc_sound": 0.8, "prm/step_auc": 0.85, "prm/ece": 0.1, "prm/min_last": 0.4}
 BINS = {"score": [None, 0.5, 0.9], "correct": [None, 0.4, 0.95], "n": [0, 7, 9]}
+
+
+def read(*args, **kwargs) -> report.Run:
+    """A run whose numbers are drawn afresh, as report.py reads it."""
+    return report.read_run(make_run(*args, **kwargs))
 
 
 def make_run(folder, seed=0, method="bstar", passes=(30.0, 41.5, 50.25), prm=False, **config):
@@ -57,30 +59,26 @@ def balance(path, t, seed):
     return {"iter": t, **metrics.decide(by_T, TS, TAUS, 2, seed=seed + t)}
 
 
-# -- tables ----------------------------------------------------------------------------------------
-
-
 def test_where_no_solution_has_an_equation_nothing_is_said_of_distinct_ones():
-    run = report.read_run(Path(report.__file__).parent / "results" / "walk-bstar-answer-0")
+    run = report.read_run(ROOT / "results" / "walk-bstar-answer-0")
     assert all(row["distinct"] == 0 for row in run.rows)
     assert "distinct" not in report.summary([run])
     assert "distinct" not in report.changes(run.rows)
 
 
 def test_a_run_with_greedy_answers_alone_has_a_verdict(tmp_path):
-    make_run(tmp_path / "run", passes=(30.0, 80.0))
-    run = report.read_run(tmp_path / "run")
+    run = read(tmp_path / "run", passes=(30.0, 80.0))
     rows = [{key: row[key] for key in (*report.ROW, "queries")} for row in run.rows]
     assert report.changes(rows) == {"pass@1": (30, 80, 1)}
 
 
 def test_table_shows_first_last_best_and_gain_with_means_over_seeds(tmp_path):
-    paths = [
-        make_run(tmp_path / "run-1", 1, passes=[10.0, 30.0, 20.0]),
-        make_run(tmp_path / "run-2", 2, passes=[20.0, 40.0, 34.0]),
-        make_run(tmp_path / "other", method="sft", passes=[7.0, 6.0]),
+    runs = [
+        read(tmp_path / "run-1", 1, passes=[10.0, 30.0, 20.0]),
+        read(tmp_path / "run-2", 2, passes=[20.0, 40.0, 34.0]),
+        read(tmp_path / "other", method="sft", passes=[7.0, 6.0]),
     ]
-    table = report.summary([report.read_run(path) for path in paths])
+    table = report.summary(runs)
     cells = table.set_index(["run", "iteration"])
     means = cells.loc["run-1, seed 1 2", "pass@1"].to_dict()
     # best on validation, which falls here
@@ -95,8 +93,7 @@ def test_differences_are_paired_by_seed(tmp_path):
     runs = []
     for name, seeds in ends.items():
         for seed, end in seeds.items():
-            path = make_run(tmp_path / f"{name}-{seed}", seed, passes=[10.0, end], task=name)
-            runs.append(report.read_run(path))
+            runs.append(read(tmp_path / f"{name}-{seed}", seed, passes=[10.0, end], task=name))
     table = report.summary(runs, against=tmp_path / "a-2").set_index("run")
     [difference] = table[table["iteration"] == "difference"].iterrows()
     assert difference[0] == "b-2, seed 2 1 3"
@@ -109,11 +106,8 @@ def test_only_runs_that_differ_in_the_seed_alone_are_seeds_of_one():
         rows = [row(0, 1.0, 2.0)]
         runs.append(report.Run(Path(name), name, seed, {"K": K}, rows, [], []))
     assert list(report.by_seed(runs)) == ["a-1, seed 1 2", "b-1, seed 1", "a-1', seed 1"]
-    with pytest.raises(UserError, match="no metrics yet"):
+    with refused("no metrics yet"):
         report.by_seed([runs[0]._replace(rows=[])])
-
-
-# -- alarms ----------------------------------------------------------------------------------------
 
 
 def kinds(rows=(), ledger=()):
@@ -138,13 +132,6 @@ def row(t, one, many, distinct=0.5, **more):
 def test_reversal_is_a_rise_with_a_fall_both_beyond_noise(after, fires):
     rows = [row(0, 30.0, 96.0), after]
     assert kinds(rows) == ["reversal"] * fires and kinds(rows[1:]) == []
-
-
-def test_alarms_pass_over_what_is_no_line():
-    rows = [{}, row(0, 30.0, 96.0), {"iter": 1}, row(1, 45.0, 80.0)]
-    part = "reversal: pass@1 rose 30.0 -> 45.0 while pass@32 fell 96 -> 80"
-    assert report.alarms(rows, [{}, {"iter": 1}]) == [f"{part}, each beyond noise"]
-    assert report.alarms([], []) == []
 
 
 def test_noise_alone_rarely_alarms():
@@ -189,16 +176,6 @@ def test_ties_are_counted_once_for_all_decisions_but_not_on_a_surface_of_zeros()
     assert line.startswith(part)
 
 
-# -- replay ----------------------------------------------------------------------------------------
-
-
-def test_replay_with_the_run_s_own_settings_is_the_ledger_to_the_last_bit(tmp_path, capsys):
-    run = report.read_run(make_run(tmp_path / "run"))
-    assert report.replay(run) == run.ledger
-    report.main(["--replay", str(tmp_path / "run")])
-    assert "2 of 2 decisions equal the ledger's in every field" in capsys.readouterr().out
-
-
 def test_the_best_of_each_where_the_other_is_fixed():
     surface = [[0, 3, 1, 3], [0, 3, 9, 0], [5, 2, 5, 1]]  # T 0.5, 0.8, 1.1; tau -0.5, 0, 0.5, 1
     ledger = [decision(0.8, 0.5, surface), decision(0.8, 0.5, surface, taus=[0.5, 0.6, 0.7, 0.8])]
@@ -208,7 +185,7 @@ def test_the_best_of_each_where_the_other_is_fixed():
 
 
 def test_replay_with_other_settings(tmp_path):
-    run = report.read_run(make_run(tmp_path / "run"))
+    run = read(tmp_path / "run")
     settings = {"temperatures": [0.5, 1.1], "taus": [0.25], "n_star": 4, "queries": 9, "samples": 5}
     line, _ = report.replay(run, **settings)
     pool = [array[[0, 2], :9, :5] for array in report.load_pool(run, run.ledger[0])]
@@ -220,23 +197,15 @@ def test_replay_with_other_settings(tmp_path):
     assert line["n_star"] == 4 and line["temperatures"] == [0.5, 1.1]
 
 
-# -- what a user can get wrong ---------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "flags, part",
     [
-        (
-            "--replay --temperatures 0.5:0.6:0.1",
-            "expected temperatures among [0.5, 0.8, 1.1]",
-        ),
-        ("--replay --queries 21", "1 to 20 queries"),
+        ("--replay --temperatures 0.5:0.6:0.1", "temperatures among [0.5, 0.8, 1.1]"),
         ("--replay --samples 7", "1 to 6 samples"),
         ("--replay --n-star 0", "an n-star from 1"),
         ("--replay --n-star many", "argument --n-star: invalid int value"),
         ("--replay --taus 1:2", "--taus 1:2: expected FROM:TO:STEP"),
         ("--n-star 3", "--n-star: only with --replay"),
-        ("--what", "unrecognized arguments"),
         ("--replay OTHER", "--replay: expected one run"),
         ("--replay --against OTHER", "no --against"),
         ("--against OTHER", "not one of the runs given"),
@@ -245,9 +214,8 @@ def test_replay_with_other_settings(tmp_path):
 )
 def test_a_user_s_error_is_one_line(tmp_path, flags, part):
     other, run = make_run(tmp_path / "b" / "run"), make_run(tmp_path / "run")
-    with pytest.raises(UserError) as error:
+    with refused(re.escape(part)):
         report.main([str(run), *flags.replace("OTHER", str(other)).split()])
-    assert part in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -266,9 +234,8 @@ def test_replay_without_its_samples_is_one_line(tmp_path, name, content, part):
         np.savez(path, reward=content, correct=content, text=content)
     elif content:
         path.write_bytes(content)
-    with pytest.raises(UserError, match=part) as error:
+    with refused(part):
         report.main(["--replay", str(tmp_path / "run")])
-    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -297,23 +264,8 @@ def test_lost_lines_are_counted_in_one_line(tmp_path, name, change, lost):
 def test_a_foreign_folder_is_one_line(tmp_path, content):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
-    with pytest.raises(UserError, match="^[^\n]*expected a run's folder$"):
+    with refused("expected a run's folder$"):
         report.read_run(tmp_path)
-
-
-def test_a_user_s_error_is_exit_code_2(tmp_path):
-    command = [sys.executable, ROOT / "report.py", tmp_path]
-    p = subprocess.run(command, capture_output=True, text=True)
-    assert p.returncode == 2 and p.stderr.count("\n") == 1
-
-
-def test_report_stays_light():
-    heavy = "{'torch', 'transformers', 'matplotlib', 'pandas'}"
-    code = f"import sys, report; sys.exit(bool({heavy} & sys.modules.keys()))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
-# -- the page --------------------------------------------------------------------------------------
 
 
 def tables_of(page):
@@ -402,8 +354,8 @@ def test_the_page_shows_settings_decisions_and_every_number(page):
 
 @pytest.mark.parametrize("prm", [False, True])
 def test_curves_are_means_over_seeds(tmp_path, drawn, prm):
-    paths = [make_run(tmp_path / f"{s}", s, passes=(10.0 * s, 30.0), prm=prm) for s in (1, 3)]
-    report.report(list(map(report.read_run, paths)), tmp_path)
+    runs = [read(tmp_path / f"{s}", s, passes=(10.0 * s, 30.0), prm=prm) for s in (1, 3)]
+    report.report(runs, tmp_path)
     names = ["pass@1", "distinct", "pass@K", "pass@K-S", "reward@K-S", "temperature", "tau", "qe"]
     assert set(names) < set(drawn) and ("prm/auc" in drawn) == ("prm@8-2" in drawn) == prm
     assert ("Calibration of the PRM" in drawn) == prm
@@ -416,8 +368,8 @@ def test_curves_are_means_over_seeds(tmp_path, drawn, prm):
 
 
 def test_sft_beside_other_methods_is_a_level_line(tmp_path, drawn):
-    sft = make_run(tmp_path / "sft", method="sft", passes=[10.0, 33.0])
-    runs = list(map(report.read_run, [sft, make_run(tmp_path / "bstar")]))
+    sft = read(tmp_path / "sft", method="sft", passes=[10.0, 33.0])
+    runs = [sft, read(tmp_path / "bstar")]
     for shown, level in ((runs, [33.0, 33.0, 33.0]), (runs[:1], [10.0, 33.0])):
         report.curve_figures(report.by_seed(shown), tmp_path)
         assert list(drawn["pass@1"].curves[0][0].get_ydata()) == level
@@ -425,7 +377,7 @@ def test_sft_beside_other_methods_is_a_level_line(tmp_path, drawn):
 
 
 def test_every_curve_has_its_own_colour(tmp_path, drawn):
-    runs = [report.read_run(make_run(tmp_path / f"{K}", method="sft", K=K)) for K in range(12)]
+    runs = [read(tmp_path / f"{K}", method="sft", K=K) for K in range(12)]
     for shown, title in ((runs, "pass@8"), (runs[:1], "pass@K")):  # a curve a run, or of one a K
         report.curve_figures(report.by_seed(shown), tmp_path)
         colours = [tuple(curve[0].get_color()) for curve in drawn[title].curves]
@@ -491,7 +443,7 @@ def save_pool(run, t, queries):
     ],
 )
 def test_three_responses_before_and_after(tmp_path, last, before, after):
-    run = report.read_run(make_run(tmp_path / "run"))
+    run = read(tmp_path / "run")
     save_pool(run, 1, "abcde")
     save_pool(run, 2, last)
     page = "".join(report.response_cards(run))
@@ -503,7 +455,7 @@ def test_three_responses_before_and_after(tmp_path, last, before, after):
 
 @pytest.mark.parametrize("content", [None, b"", b"PK", b"{}", b'{"query": 3}', "torn"])
 def test_a_pool_that_can_t_be_read_has_no_responses(tmp_path, content):
-    run = report.read_run(make_run(tmp_path / "run"))
+    run = read(tmp_path / "run")
     save_pool(run, 1, "abcde")
     path = save_pool(run, 2, "abcde")
     whole = path.read_bytes()

@@ -3,13 +3,11 @@
 import random
 
 import pytest
+from conftest import refused
 
 import toy
 from config import parse_config
-from data import UserError
 from trainer import load_tokenizer
-
-# -- stories ---------------------------------------------------------------------------------------
 
 
 def load(*flags: str):
@@ -74,8 +72,7 @@ def test_answers_are_right_and_a_misread_sentence_is_another_number_and_a_wrong_
 
 
 def test_too_few_different_stories_are_one_line():
-    message = "--toy-max-ops 2: there are hardly more than 5.. such stories, too few for 500 test"
-    with pytest.raises(UserError, match=message):
+    with refused("--toy-max-ops 2: there are hardly more than 5.. such stories, too few for 500"):
         load("--toy-max-ops", "2")
 
 
@@ -94,7 +91,6 @@ def test_too_few_different_stories_are_one_line():
         # a right number from a wrong one
         ("Bob = Ann * 3 = 4 * 3 = 1 ; Cid = Ann + Bob = 4 + 2 = 1 ; # 1", [False, False, False]),
         ("", [False]),
-        ("; ; ;", [False]),
         ("# 1 # 1", [False]),
         ("Cid = = = = = = = = = 1", [False]),
         ("Ann = 4 ; # 1", [False, False]),
@@ -103,9 +99,6 @@ def test_too_few_different_stories_are_one_line():
 def test_check_story(response, right):
     story = "Ann has 4 . Bob has Ann times 3 . Cid has Ann plus Bob . Cid ?"
     assert toy.check_story(story, response) == right
-
-
-# -- walks -----------------------------------------------------------------------------------------
 
 
 def test_walks_held_out_are_in_no_text_and_one_word_in_five_of_a_solution_is_wrong():
@@ -119,19 +112,10 @@ def test_walks_held_out_are_in_no_text_and_one_word_in_five_of_a_solution_is_wro
     assert 0.25 < sum(right) / len(right) < 0.5
 
 
-@pytest.mark.parametrize(
-    "flags, there",
-    [
-        ("--val-queries 1604", "1,604 held-out questions, and some must be left to test on"),
-        ("--toy-queries 8000", "7,521 questions"),
-    ],
-)
-def test_walks_say_where_there_are_too_few_questions(flags, there):
-    with pytest.raises(UserError, match=f"{flags}: there are {there}"):
-        toy.load_walk(parse_config(["--task", "walk", *flags.split()]))
-
-
-# -- the base models -------------------------------------------------------------------------------
+def test_walks_say_where_there_are_too_few_questions():
+    for flags, there in (("--val-queries 1604", "1,604 held"), ("--toy-queries 8000", "7,521 q")):
+        with refused(f"{flags}: there are {there}"):
+            toy.load_walk(parse_config(["--task", "walk", *flags.split()]))
 
 
 def test_the_tokenizer_gives_every_text_back(tmp_path):
@@ -142,9 +126,6 @@ def test_the_tokenizer_gives_every_text_back(tmp_path):
         ids = tokenizer(text)["input_ids"]
         assert len(ids) == len(text.split()) and tokenizer.unk_token_id not in ids
         assert tokenizer.decode(ids) == text
-
-
-# -- walks: what a step can lead to ----------------------------------------------------------------
 
 
 def completable(walk: str, gold: str, left: int) -> bool:
@@ -174,10 +155,8 @@ def test_the_steps_of_a_walk_against_all_completions():
         for n, verdict in enumerate(verdicts[:-1], 1):
             prefix = " ".join(words[: 2 * n])
             right = all(toy.check_walk(query.text, prefix))
-            assert verdict == (right and completable(prefix, query.gold, allowed - n)), (
-                query,
-                words,
-            )
+            completed = right and completable(prefix, query.gold, allowed - n)
+            assert verdict == completed, (query, words)
             counts[verdict] += 1
     assert min(counts.values()) > 20
 
@@ -186,7 +165,6 @@ def test_the_steps_of_a_walk_against_all_completions():
     "walk, verdicts",
     [
         ("", [False]),
-        ("+7", [False, False]),
         ("+7 10", [True, False]),
         ("+7 10 *2", [True, False, False]),
         ("+7 10 +7 17", [True, True, True]),

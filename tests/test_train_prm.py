@@ -2,19 +2,17 @@
 
 import gzip
 import json
-import os
 import random
 import re
 import signal
-import subprocess
-import sys
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from conftest import ROOT, captured, command, life, refused
+from faults import End
 
 import bstar
 import data
@@ -23,11 +21,10 @@ import toy
 import train_prm
 import trainer
 from config import parse_config
-from data import Query, Sample, UserError
+from data import Query, Sample
 from rewards import PRM, split_steps
 from runs import Setup
 
-ROOT = Path(train_prm.__file__).parent
 ROWS = ROOT.parent / "shared" / "data" / "step_labels"
 TINY = """--task stories --toy-texts 512 --sft-lr 3e-3 --sft-epochs 6 --start-epoch 2
 --val-queries 10 --toy-queries 80 --toy-solutions 64 --toy-max-ops 3 --max-tokens 40 --chunk 30
@@ -46,9 +43,6 @@ def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("base")
     toy.make_tiny_llama(folder, toy.STORY_WORDS, 0)
     return folder
-
-
-# -- labels ----------------------------------------------------------------------------------------
 
 
 class Scripted:
@@ -123,8 +117,6 @@ def test_the_labels_grade_as_the_run_does(base, tmp_path):
     assert [(r["correct"], r["share"]) for r in rows] == [(False, [0.5, 0.0]), (True, [0.5, 1.0])]
 
 
-# -- ready labels ----------------------------------------------------------------------------------
-
 SHEPHERD = {
     "input": "2+2? Step 1: 2+2=4 ки\nStep 2: The answer is: 5 ки",
     "label": "2+2? Step 1: 2+2=4 +\nStep 2: The answer is: 5 -",
@@ -182,16 +174,13 @@ def shepherd(steps):
 
 BROKEN = [
     shepherd("2*2? Step 1: 4 ?"),
-    shepherd("no steps +"),
     shepherd("2*2? step 1: 4 +"),
     shepherd("2*2? Step 1: 4 +\nStep 2: so 4 ~"),
     shepherd("2*2? Step 1: 4 +\nSo it: is 4 +"),
     {"input": "Is ки a tag? Step 1: no ки", "label": "Is ки a tag? Step 1: no +"},
-    {"input": "2*2? Step 1: 4 ки", "label": "2*2? Step 1: 4 ?"},
     {"input": None, "label": None},
     {"question": {"problem": "x"}, "label": {}},
     {"prompt": "q", "completions": ["a"], "labels": []},
-    {"prompt": "q", "completions": ["a"], "labels": [7]},
     {"prompt": "q", "completions": ["a"], "labels": [float("nan")]},
     {"prompt": "q", "completions": "a", "labels": [1]},
     {"prompt": "q", "completions": ["a"], "labels": [1], "share": []},
@@ -201,8 +190,7 @@ BROKEN = [
 
 def test_broken_annotations_are_counted_and_left_out(tmp_path, capsys):
     f = tmp_path / "labels.jsonl"
-    lines = [json.dumps(row) + "\n" for row in (shepherd("2*2? Step 1: 4 +"), *BROKEN, OURS)]
-    f.write_text("".join(lines))
+    f.write_text("\n".join(map(json.dumps, (shepherd("2*2? Step 1: 4 +"), *BROKEN, OURS))))
     rows = train_prm.read_annotations(str(f))
     assert [row["prompt"] for row in rows] == ["2*2?", "q"]
     [line] = capsys.readouterr().err.splitlines()
@@ -213,9 +201,8 @@ def test_an_error_where_no_annotation_is_left(tmp_path):
     f = tmp_path / "labels.jsonl"
     for row in BROKEN:
         f.write_text(json.dumps(row))
-        with pytest.raises(UserError, match=f"none of its 1 rows can be used .{f}:1,") as e:
+        with refused(f"none of its 1 rows can be used .{f}:1,"):
             train_prm.read_annotations(str(f))
-        assert "\n" not in str(e.value), row
 
 
 @pytest.mark.parametrize("name, least", [("math_shepherd_sample", 7), ("prm800k_sample", 6)])
@@ -233,15 +220,12 @@ def test_real_step_labels(name, least):
     assert not any("ки" in step for step in steps)
 
 
-# -- training --------------------------------------------------------------------------------------
-
-
 def test_what_cannot_be_trained_on_is_counted_and_left_out(base, capsys):
     cfg = prm_config()
     prm = train_prm.new_prm(base, trainer.load_tokenizer(base), "{query}", cfg)
     long = {"prompt": STORY * 20, "completions": ["# 0"], "labels": [1.0]}
     bare = {"prompt": STORY, "completions": ["# 0"], "labels": [None]}
-    with pytest.raises(UserError, match="none of 2 annotated .* fits --max-length 160"):
+    with refused("none of 2 annotated .* fits --max-length 160"):
         train_prm.as_examples(prm, [long, bare], cfg)
     assert len(train_prm.as_examples(prm, [long, bare, {**bare, "labels": [0.5]}], cfg)) == 1
     assert "annotations: 2 of 3 have no label or are longer" in capsys.readouterr().err
@@ -268,11 +252,18 @@ def test_the_loss_is_the_mean_over_a_global_batchs_steps(base, tmp_path):
         assert torch.allclose(a.grad.double(), b.grad, atol=1e-5)
 
 
-def test_labels_against_the_exact_truth():
-    """A solution that ends in a bare ; has one step more than its checker sees."""
-    row = {"prompt": STORY, "completions": ["Bob = Ann * 3 = 4 * 3 = 2", "# 0", ";"]}
-    row |= {"labels": [True, False, False], "share": [0.5, 0.0, 0.0]}
-    worth = train_prm.labels_worth([row], toy.check_story)
+@pytest.mark.parametrize(
+    "question, steps, check, joint",
+    [
+        # one step more than its checker sees
+        (STORY, ["Bob = Ann * 3 = 4 * 3 = 2", "# 0", ";"], toy.check_story, " ; "),
+        ("3 > 17 :", ["+7 10", ""], toy.check_route, " "),
+    ],
+)
+def test_labels_against_the_exact_truth(question, steps, check, joint):
+    good = [True] + [False] * (len(steps) - 1)
+    row = {"prompt": question, "completions": steps, "labels": good, "share": good}
+    worth = train_prm.labels_worth([row], check, joint)
     assert worth == {"labels_agree": 1.0, "labels_auc": 1.0}
 
 
@@ -287,7 +278,7 @@ def test_labels_that_are_all_alike_are_said(capsys, labels, good):
 
 def test_a_prm_is_read_before_anything_is_made(base, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="--prm nope"):
+    with refused("--prm nope"):
         bstar.main([*TINY, *LOOP, "--prm", "nope"])
     assert not Path("runs/cache").exists()
     assert train_prm.given(parse_config([])) is None
@@ -297,54 +288,59 @@ def test_a_prm_is_read_before_anything_is_made(base, tmp_path, monkeypatch):
     assert train_prm.given(cfg).task == "stories"
 
 
-# -- as a user runs it -----------------------------------------------------------------------------
-
-
-def run(cwd, script, *flags, kill_after=None):
-    """(exit code, stdout, stderr) of a script, killed after some seconds."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, ROOT / script, *TINY, *flags]
-    pipe = subprocess.PIPE
-    p = subprocess.Popen(command, cwd=cwd, env=env, stdout=pipe, stderr=pipe, text=True)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        p.send_signal(signal.SIGKILL)
-    out, err = p.communicate(timeout=300)
-    return p.returncode, out, err
-
-
-FILES = """prm.json annotations.jsonl.gz completions.json model.safetensors metrics.jsonl
-ledger.jsonl""".split()
-
-
-def bits(cwd):
-    """Labels, weights, metrics: what must not depend on who killed the run when."""
-    files = {}
-    for f in cwd.rglob("*"):
-        if f.name in FILES:  # the keys of cached folders hold the base's date
-            files[re.sub(r"-[0-9a-f]{12}/", "/", str(f.relative_to(cwd)))] = f.read_bytes()
-    return files
+@pytest.fixture(scope="module")
+def default(cwd) -> tuple[list[dict], str, Path]:
+    """The default run, which trains its PRM first: its metrics, stderr, and the PRM's folder."""
+    _, err = captured(cwd, bstar.main, [*TINY, *LOOP])
+    run = cwd / "runs/stories-bstar-answer+prm-0"
+    rows, times = (metrics.read_jsonl(run / f"{name}.jsonl") for name in ("metrics", "times"))
+    assert {"base", "sft", "prm"} <= {line["phase"] for line in times}
+    [folder] = (cwd / "runs/cache").glob("prm-stories-*")
+    return rows, err, folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script, flags", [("train_prm.py", ["--out", "prm"]), ("bstar.py", LOOP)])
-def test_killed_at_any_moment_it_goes_on_to_the_same_bits(tmp_path, script, flags):
-    for name in "ab":
-        (tmp_path / name).mkdir()
-    start = time.perf_counter()
-    code, _, err = run(tmp_path / "a", script, *flags)
-    seconds = time.perf_counter() - start
-    assert code == 0 and "labels_agree" in err, err
-    for _ in range(4):
-        run(tmp_path / "b", script, *flags, kill_after=random.uniform(0.3, 1) * seconds)
-    assert run(tmp_path / "b", script, *flags)[0] == 0
-    assert bits(tmp_path / "a") == bits(tmp_path / "b")
+def test_the_default_run_trains_its_prm_first_and_other_methods_share_it(cwd, default):
+    rows, err, folder = default
+    assert "PRM |" in err and "labels_agree" in err and "prm@4-2" in rows[0]
+    keys = "prm/auc prm/step_auc prm/ece prm/wrong_admitted prm/min_last".split()
+    assert rows[1].keys() >= set(keys)
+    at = LOOP.index("--balance-queries")  # and the grid
+    online = [*LOOP[:at], *LOOP[at + 4 :], "--method", "online-rft", "--tau", "1"]
+    online += ["--token-budget", "2048"]  # a smaller one must not make another PRM
+    assert "PRM |" not in captured(cwd, bstar.main, [*TINY, *online])[1]
+    assert "PRM epoch" not in captured(cwd, train_prm.main, TINY)[1]
+    given = ["--prm", str(folder / "prm"), "--out", "runs/given"]
+    captured(cwd, bstar.main, [*TINY, *LOOP, *given])
+    assert metrics.read_jsonl(cwd / "runs/given/metrics.jsonl") == rows
 
-    [path] = (tmp_path / "a").rglob("annotations.jsonl.gz")
-    for row in map(json.loads, gzip.open(path, "rt")):
+
+ENDS = [
+    ("solutions0", 0.5),
+    ("solutions2", 1.0),
+    ("step1", 0.5),
+    ("step2", 1.0),
+    ("PRM epoch 1", 0.5),
+    ("PRM epoch 1", 1.0),
+    ("PRM epoch 2", 0.5),
+    ("fresh", 1.0),
+]
+
+
+@pytest.mark.slow
+def test_killed_in_every_phase_it_goes_on_to_the_same_bits(cwd, default):
+    whole, argv = default[2], [*TINY, "--out", "killed"]
+    for phase, share in ENDS:
+        code, printed = life(cwd, train_prm.main, argv, End(phase, share, signal.SIGKILL))
+        assert code == -signal.SIGKILL, (phase, printed)
+    assert life(cwd, train_prm.main, argv)[0] == 0
+    for name in ("prm.json", "annotations.jsonl.gz", "completions.json", "prm/model.safetensors"):
+        assert (cwd / "killed" / name).read_bytes() == (whole / name).read_bytes(), name
+
+    for row in map(json.loads, gzip.open(whole / "annotations.jsonl.gz", "rt")):
         assert len(row["completions"]) == len(row["labels"]) == len(row["share"])
         assert row["labels"] == sorted(row["labels"], reverse=True)  # lost stays lost
-    init = PRM.load(path.parent / "prm").tokenizer.init_kwargs
+    init = PRM.load(whole / "prm").tokenizer.init_kwargs
     assert (init["step_separator"], init["prompt_template"]) == (";", "{query}")
 
 
@@ -353,39 +349,15 @@ def test_ready_labels_need_the_first_sft_checkpoint_alone(tmp_path):
     steps = ["Bob = Ann * 3 = 4 * 3 = 2", "# 5"]
     # of any questions: they are held against no checker
     row = {"prompt": "Ann ?", "completions": steps, "share": [1, 0.5]}
-    rows = [{**row, "labels": [1, k % 2]} for k in range(40)]
-    lines = [json.dumps(row) + "\n" for row in rows]
+    lines = [json.dumps({**row, "labels": [1, k % 2]}) + "\n" for k in range(40)]
     (tmp_path / "labels.jsonl").write_text("".join(lines))
-    flags = ["--annotations", "labels.jsonl", "--out", "prm"]
-    code, _, err = run(tmp_path, "train_prm.py", *flags)
-    made = [f.name for f in tmp_path.glob("runs/cache/sft-*/epoch_*")]
-    assert code == 0 and made == ["epoch_2"], err
+    flags = [*TINY, "--annotations", "labels.jsonl", "--out", "prm"]
+    captured(tmp_path, train_prm.main, flags)
+    assert [f.name for f in tmp_path.glob("runs/cache/sft-*/epoch_*")] == ["epoch_2"]
     (tmp_path / "labels.jsonl").write_text("".join(lines[1:]))  # the labels are data
-    code, _, err = run(tmp_path, "train_prm.py", *flags)
-    assert code == 2 and "holds a PRM made from other settings, data" in err
-
-
-@pytest.mark.slow
-def test_the_default_run_trains_its_prm_first_and_other_methods_share_it(tmp_path):
-    code, _, err = run(tmp_path, "bstar.py", *LOOP)
-    assert code == 0 and "PRM |" in err, err
-    folder = tmp_path / "runs/stories-bstar-answer+prm-0"
-    rows, times = (metrics.read_jsonl(folder / f"{x}.jsonl") for x in ("metrics", "times"))
-    assert "prm@4-2" in rows[0] and {"base", "sft", "prm"} <= {line["phase"] for line in times}
-    keys = "prm/auc prm/step_auc prm/ece prm/wrong_admitted prm/min_last".split()
-    assert rows[1].keys() >= set(keys)
-    at = LOOP.index("--balance-queries")  # and the grid
-    online = [*LOOP[:at], *LOOP[at + 4 :], "--method", "online-rft", "--tau", "1"]
-    online += ["--token-budget", "2048"]  # a smaller one must not make another PRM
-    code, _, err = run(tmp_path, "bstar.py", *online)
-    assert code == 0 and "PRM |" not in err, err
-    [made] = (tmp_path / "runs/cache").glob("prm-stories-*")
-    code, _, err = run(tmp_path, "train_prm.py")
-    assert code == 0 and "PRM epoch" not in err
-    given = ["--prm", str(made / "prm"), "--out", "runs/given"]
-    code, _, err = run(tmp_path, "bstar.py", *LOOP, *given)
-    assert code == 0, err
-    assert metrics.read_jsonl(tmp_path / "runs/given/metrics.jsonl") == rows
+    p = command(tmp_path, "train_prm.py", *flags)
+    assert p.returncode == 2 and p.stderr.count("\n") == 1
+    assert "holds a PRM made from other settings, data" in p.stderr
 
 
 ERRORS = [
@@ -406,35 +378,25 @@ def test_user_errors_are_one_line(tmp_path, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     Path("empty.jsonl").touch()
-    with pytest.raises(UserError, match=re.escape(message)) as e:
+    with refused(re.escape(message)):
         train_prm.main(flags.split() if "--task" in flags else [*TINY, *flags.split()])
-    assert "\n" not in str(e.value)
 
 
-# -- walks -----------------------------------------------------------------------------------------
-
-WALK = """--task walk --reward answer+prm --toy-texts 64 --toy-queries 60 --toy-solutions 64
+WALK = """--task walk --reward answer+prm --toy-texts 32 --toy-queries 60 --toy-solutions 64
 --val-queries 10 --steps-per-iter 2 --num-iters 1 --balance-queries 20 --eval-queries 8
 --eval-samples 4 --K 4""".split()
 
 
-def test_labels_of_walks_against_the_exact_truth():
-    row = {"prompt": "3 > 17 :", "completions": ["+7 10", ""], "labels": [True, False]}
-    worth = train_prm.labels_worth([row | {"share": [0.5, 0.0]}], toy.check_route, " ")
-    assert worth == {"labels_agree": 1.0, "labels_auc": 1.0}
-
-
 @pytest.mark.slow
-def test_walks_with_a_prm_from_one_command(tmp_path, monkeypatch, capsys):
+def test_walks_with_a_prm_from_one_command(cwd):
     """Its labels are sampled at a temperature of their own, so a run at another shares them."""
-    monkeypatch.chdir(tmp_path)
-    bstar.main([*WALK, "--temperatures", "0.6:1.0:0.4"])
-    assert "labels_agree" in capsys.readouterr().err
-    rows = metrics.read_jsonl(tmp_path / "runs/walk-bstar-answer+prm-0/metrics.jsonl")
+    _, err = captured(cwd, bstar.main, [*WALK, "--temperatures", "0.6:1.0:0.4"])
+    assert "labels_agree" in err
+    rows = metrics.read_jsonl(cwd / "runs/walk-bstar-answer+prm-0/metrics.jsonl")
     assert rows[1]["prm/step_auc"] is not None and "prm/auc_sound" not in rows[1]
-    bstar.main([*WALK, "--temperature", "0.8", "--out", "runs/fixed"])
-    assert "PRM |" not in capsys.readouterr().err
-    [path] = tmp_path.rglob("annotations.jsonl.gz")
+    _, err = captured(cwd, bstar.main, [*WALK, "--temperature", "0.8", "--out", "runs/fixed"])
+    assert "PRM |" not in err
+    [path] = cwd.glob("runs/cache/prm-walk-*/annotations.jsonl.gz")
     for row in map(json.loads, gzip.open(path, "rt")):
         *moves, end = row["completions"]
         assert end == "" and {len(move.split()) for move in moves} <= {1, 2}

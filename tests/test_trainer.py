@@ -5,28 +5,22 @@ import dataclasses
 import math
 import os
 import random
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny, tiny_llama
+from conftest import refused, tiny, tiny_llama, torchao
 
 import trainer
-from data import UserError
 from trainer import Phase, State, adamw, is_complete, load_policy, load_trainer, save, sft
 
-torchao = pytest.mark.skipif(not find_spec("torchao"), reason="torchao is not installed")
 EXAMPLES = [([1, *range(4, 12 + k)], 3) for k in range(24)]
 
 
 def equal(a, b) -> bool:
     """The same weights to the last bit."""
     return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
-
-
-# -- the loss and the steps -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -82,7 +76,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted():
 
 
 def test_three_steps_in_a_row_that_are_not_finite_stop_the_run(capsys):
-    with pytest.raises(UserError, match="^train 1: .* at step 4: three steps in a row .* is kept"):
+    with refused("^train 1: .* at step 4: three steps in a row .* is kept"):
         steps(6, lambda i: math.inf if i > 1 else None)
     assert capsys.readouterr().err.count("which is skipped") == 3
 
@@ -93,7 +87,7 @@ def test_a_full_gpu_names_the_flags_that_make_room_and_other_errors_stay_what_th
 
     message = "CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has\nmore"
     flags = "a smaller --token-budget, or with --gradient-checkpointing, goes on"
-    with pytest.raises(UserError, match=f"^CUDA .* 2 GiB; what was complete is kept, .* {flags}$"):
+    with refused(f"^CUDA .* 2 GiB; what was complete is kept, .* {flags}$"):
         steps(1, fails)
     message = "out of paper"
     with pytest.raises(RuntimeError, match=message):
@@ -108,9 +102,6 @@ def test_the_rate_rises_and_falls_along_the_whole_horizon():
     assert rates[9:] == sorted(rates[9:], reverse=True)
     second_half = Phase("x", 0, range(50, 100), 100, peak=1.0, end=0.1, warmup=0.1)
     assert [second_half.rate(s) for s in second_half.steps] == rates[50:]
-
-
-# -- optimizers -----------------------------------------------------------------------------------
 
 
 def test_place_moves_the_moments_and_nothing_else():
@@ -171,9 +162,6 @@ def test_training_goes_on_from_a_checkpoint_bit_for_bit(toy, tmp_path, optim):
     assert equal(policy, again)
 
 
-# -- checkpoints ----------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def saved(toy, tmp_path) -> Path:
     """A checkpoint."""
@@ -225,9 +213,6 @@ def test_a_save_that_fails_half_way_leaves_the_old_checkpoint(toy, saved, monkey
     assert not saved.with_name("iter_2").exists()
 
 
-# -- SFT ------------------------------------------------------------------------------------------
-
-
 def test_sft_is_made_once_for_what_it_depends_on_and_goes_on_from_its_last_stage(toy, monkeypatch):
     phases, train = [], trainer.train
 
@@ -255,7 +240,7 @@ def test_sft_is_made_once_for_what_it_depends_on_and_goes_on_from_its_last_stage
 def test_without_sft_the_model_is_taken_as_it_is(toy):
     setup = toy.setup
     assert sft(tiny("--start-epoch 0"), setup.base, [], setup.tokenizer) == [setup.base]
-    with pytest.raises(UserError, match="no human solutions .* --start-epoch 0"):
+    with refused("no human solutions .* --start-epoch 0"):
         sft(toy.cfg, setup.base, [], setup.tokenizer)
 
 
@@ -265,9 +250,6 @@ def test_examples_that_are_too_long_are_counted_and_left_out(toy, capsys):
     examples = trainer.as_examples(pairs, toy.setup, toy.cfg, "pool")
     assert len(examples) == 1 and examples[0][1] == len(toy.setup.prompt(q))
     assert "pool: 1 of 2 are longer than --max-length 160" in capsys.readouterr().err
-
-
-# -- memory ---------------------------------------------------------------------------------------
 
 
 def test_parameters_are_counted_from_a_config_or_taken_from_a_name():
