@@ -22,6 +22,7 @@ import select
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -195,6 +196,18 @@ def json_column(row: dict, name: str):
 
 def _texts_only(values: Iterable) -> bool:
     return all(isinstance(value, str) for value in values)
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """The objects of a JSON-lines file, [] without one; a line torn by a kill is left out."""
+    if not path.is_file():
+        return []
+    rows = []
+    # bytes that are no UTF-8 cost their line, not the file
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return [row for row in rows if isinstance(row, dict)]
 
 
 # -- rows to queries, queries to splits ------------------------------------------------------------

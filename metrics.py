@@ -8,14 +8,11 @@ paper does not say whether it draws one. `query_effect` is Eq. 2, and `decide` m
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from fractions import Fraction
 from itertools import chain, pairwise
 from math import comb
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -555,15 +552,3 @@ def step_truth(right: list[bool], n: int) -> list[bool]:
     """
     # as in annotate, where all that stands behind a lost prefix is labelled 0
     return [all(right[: j + 1]) for j in range(n)]
-
-
-def read_jsonl(path: Path) -> list[dict]:
-    """The objects of a JSON-lines file, [] without one; a line torn by a kill is left out."""
-    if not path.is_file():
-        return []
-    rows = []
-    # bytes that are no UTF-8 cost their line, not the file
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        with suppress(ValueError):
-            rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict)]

@@ -25,8 +25,8 @@ import numpy as np
 
 import data
 from config import Parser, grid
-from data import UserError
-from metrics import Outcomes, decide, read_jsonl
+from data import UserError, read_jsonl
+from metrics import Outcomes, decide
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -25,7 +25,6 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 import data
-import metrics
 import ranks
 import report
 import sandbox
@@ -238,7 +237,7 @@ def earlier_config(out: Path) -> dict:
 
 def numbered_rows(path: Path) -> list[dict]:
     """The rows of a JSON-lines file that say their iteration."""
-    return report.with_numbers(metrics.read_jsonl(path), ["iter"])
+    return report.with_numbers(data.read_jsonl(path), ["iter"])
 
 
 def whole_rows(path: Path) -> list[dict]:

@@ -14,7 +14,7 @@ import pandas as pd
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from metrics import read_jsonl  # noqa: E402
+from data import read_jsonl  # noqa: E402
 
 LINES = ROOT / "results" / "walk" / "runs.jsonl"
 N = 1920  # places of an iteration: 60 steps of 32

@@ -29,6 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np  # noqa: E402
 
 import bstar  # noqa: E402
+import data  # noqa: E402
 import metrics  # noqa: E402
 import rewards  # noqa: E402
 import toy  # noqa: E402
@@ -133,7 +134,7 @@ PLANS = {"runs": plan, "tau": tau_plan}  # part -> its runs; their lines stand i
 
 def missing(part: str) -> list[Run]:
     """The runs of a part of the plan that have no line yet."""
-    lines = metrics.read_jsonl(HERE / f"{part}.jsonl")
+    lines = data.read_jsonl(HERE / f"{part}.jsonl")
     done = {Run(line["name"], (), line["seed"], line["careless"]).key for line in lines}
     return [run for run in PLANS[part]() if run.key not in done]
 
@@ -225,11 +226,11 @@ def sampled(cfg: Config, setup: Setup, model: Path, name: str) -> dict:
 def record(run: Run, out: Path, last: dict, seconds: float) -> dict:
     """The line of a finished run."""
     total = dict.fromkeys(PHASES, 0.0)
-    for row in metrics.read_jsonl(out / "times.jsonl"):
+    for row in data.read_jsonl(out / "times.jsonl"):
         if row["phase"] in total:
             total[row["phase"]] += row["seconds"]
     total["all"] = seconds
-    rows = metrics.read_jsonl(out / "metrics.jsonl")
+    rows = data.read_jsonl(out / "metrics.jsonl")
     for row in rows:
         row.pop("prm/calibration", None)  # 30 numbers
     return {
@@ -238,7 +239,7 @@ def record(run: Run, out: Path, last: dict, seconds: float) -> dict:
         "careless": run.careless,
         "config": json.loads((out / "config.json").read_text()),
         "metrics": rows,
-        "ledger": [short(decision) for decision in metrics.read_jsonl(out / "ledger.jsonl")],
+        "ledger": [short(decision) for decision in data.read_jsonl(out / "ledger.jsonl")],
         "seconds": {phase: round(s, 1) for phase, s in total.items()},
         "last": last,
     }

@@ -20,7 +20,7 @@ from conftest import flags_of, life, refused, run, tiny
 from faults import End
 
 import bstar
-import metrics
+import data
 import report
 from config import METHODS
 from data import Query, Sample
@@ -161,9 +161,9 @@ def bits(folder: Path) -> dict[str, bytes]:
 
 def test_a_run_leaves_its_folder_complete(reference):
     folder, out, _ = reference
-    rows, ledger = (metrics.read_jsonl(folder / f"{x}.jsonl") for x in ("metrics", "ledger"))
+    rows, ledger = (data.read_jsonl(folder / f"{x}.jsonl") for x in ("metrics", "ledger"))
     assert [r["iter"] for r in rows] == [0, 1, 2] and [d["iter"] for d in ledger] == [1, 2]
-    phases = {line["phase"] for line in metrics.read_jsonl(folder / "times.jsonl")}
+    phases = {line["phase"] for line in data.read_jsonl(folder / "times.jsonl")}
     assert phases >= {"base", "sft", "balance", "gen", "score", "train", "eval"}
     for d, row in zip(ledger, rows[1:]):
         assert np.array(d["surface"]).shape == (2, 21)
@@ -182,8 +182,8 @@ def test_the_subsets_samples_at_the_chosen_temperature_join_the_pool(reference):
     folder, *_ = reference
     text = gzip.decompress((folder / "samples" / "iter_1.jsonl.gz").read_bytes()).decode()
     samples = [json.loads(line) for line in text.splitlines()]
-    row = metrics.read_jsonl(folder / "metrics.jsonl")[1]
-    decision = metrics.read_jsonl(folder / "ledger.jsonl")[0]
+    row = data.read_jsonl(folder / "metrics.jsonl")[1]
+    decision = data.read_jsonl(folder / "ledger.jsonl")[0]
     assert len(samples) == 24 * 4 and sum(s["selected"] for s in samples) == row["kept"]
     pool = [-math.inf if s["reward"] is None else s["reward"] for s in samples[: 8 * 4]]
     subset = np.load(folder / "samples" / "balance_1.npz")["reward"]  # (2, 8, 4)
@@ -194,7 +194,7 @@ def test_the_subsets_samples_at_the_chosen_temperature_join_the_pool(reference):
 def test_the_logged_decisions_follow_from_the_saved_subset(reference, capsys):
     report.main(["--replay", str(reference[0])])
     assert "2 of 2 decisions equal the ledger's in every field" in capsys.readouterr().out
-    ledger = metrics.read_jsonl(reference[0] / "ledger.jsonl")
+    ledger = data.read_jsonl(reference[0] / "ledger.jsonl")
     assert [d["seed"] for d in ledger] == [seed_of(0, t, "bootstrap") for t in (1, 2)]
 
 
@@ -213,9 +213,9 @@ def test_a_finished_run_says_so_and_does_nothing(reference, toy):
 def test_every_method_runs(reference, toy, method):
     short = "" if method == "sft" else "--num-iters 1"
     run(toy.cwd, f"--out {method} --method {method} --reward answer {short}")
-    first, last = metrics.read_jsonl(toy.cwd / method / "metrics.jsonl")
+    first, last = data.read_jsonl(toy.cwd / method / "metrics.jsonl")
     assert not (toy.cwd / method / "ledger.jsonl").exists()
-    of_bstar = metrics.read_jsonl(reference[0] / "metrics.jsonl")[0]
+    of_bstar = data.read_jsonl(reference[0] / "metrics.jsonl")[0]
     assert first["pass@1"] == of_bstar["pass@1"]  # all start from the same SFT checkpoint
     if method != "sft":
         assert (last["temperature"], last["tau"]) == (1.0, 0.0) and last["loss"] > 0
@@ -224,14 +224,14 @@ def test_every_method_runs(reference, toy, method):
 def test_where_nothing_is_selected_the_policy_stays_as_it_is(toy):
     _, err = run(toy.cwd, "--out nothing --method online-rft --tau 1.99 --max-tokens 1")
     assert err.count("no response was selected; the policy stays as it is") == 2
-    rows = metrics.read_jsonl(toy.cwd / "nothing" / "metrics.jsonl")
+    rows = data.read_jsonl(toy.cwd / "nothing" / "metrics.jsonl")
     assert [r.get("loss") for r in rows] == [None] * 3 and rows[2]["kept"] == 0
     assert rows[2]["pass@1"] == rows[0]["pass@1"]
 
 
 def test_a_fixed_temperature_leaves_tau_to_the_balance(toy):
     run(toy.cwd, "--out fixed --temperature 0.7 --num-iters 1")
-    [decision] = metrics.read_jsonl(toy.cwd / "fixed" / "ledger.jsonl")
+    [decision] = data.read_jsonl(toy.cwd / "fixed" / "ledger.jsonl")
     assert decision["temperatures"] == [0.7] and len(decision["taus"]) == 21
 
 
@@ -246,7 +246,7 @@ def run_rows(toy, monkeypatch, tmp_path, row: dict, flags: str) -> list[dict]:
         rows = [{**row, "question": f"{name} {i} ?"} for i in range(n)]
         Path(f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     run(tmp_path, f"--model {toy.start} {FILES} {SHORT} {flags} --no-gradient-checkpointing")
-    return metrics.read_jsonl(Path("run/metrics.jsonl"))
+    return data.read_jsonl(Path("run/metrics.jsonl"))
 
 
 def test_arc_runs_without_sft_and_reports_greedy_pass_at_1_alone(toy, tmp_path, monkeypatch):

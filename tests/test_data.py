@@ -618,3 +618,9 @@ def test_micro_batches_hold_every_row_once_within_budget():
         assert len(rows) == 1 or len(rows) * len(rows[0]) <= 200
         seen += [row[0] for row in rows]
     assert sorted(seen) == list(range(100))
+
+
+def test_read_jsonl_leaves_out_a_torn_last_line(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"a": 1}\n{"a": 2}\n{"a"')
+    assert data.read_jsonl(tmp_path / "m.jsonl") == [{"a": 1}, {"a": 2}]
+    assert data.read_jsonl(tmp_path / "none") == []

@@ -269,9 +269,3 @@ def test_the_numbers_of_an_iteration():
     nothing = metrics.of_pool([query], [[cut]], [[]], tau=0.3, n_star=4)
     assert (nothing["qe"], nothing["selected/correct"]) == (0, None)
     json.dumps([row, nothing], allow_nan=False)
-
-
-def test_read_jsonl_leaves_out_a_torn_last_line(tmp_path):
-    (tmp_path / "m.jsonl").write_text('{"a": 1}\n{"a": 2}\n{"a"')
-    assert metrics.read_jsonl(tmp_path / "m.jsonl") == [{"a": 1}, {"a": 2}]
-    assert metrics.read_jsonl(tmp_path / "none") == []

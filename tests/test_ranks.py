@@ -19,7 +19,6 @@ from conftest import ROOT, tiny, tiny_llama
 
 import config
 import data
-import metrics
 import ranks
 import rewards
 import runs
@@ -99,7 +98,7 @@ def check_equal(one: Path, other: Path) -> None:
     """The same pool, selection and ledger, and metrics but for float32 order."""
     for name in ("ledger.jsonl", "samples/iter_1.jsonl.gz", "samples/balance_2.npz"):
         assert (one / "run" / name).read_bytes() == (other / "run" / name).read_bytes(), name
-    rows = [metrics.read_jsonl(cwd / "run/metrics.jsonl") for cwd in (one, other)]
+    rows = [data.read_jsonl(cwd / "run/metrics.jsonl") for cwd in (one, other)]
     for a, b in zip(*rows, strict=True):
         for key in ("loss", "grad_norm"):
             assert (a.pop(key, None) or 0) == pytest.approx(b.pop(key, None) or 0, rel=1e-4)

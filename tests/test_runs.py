@@ -13,7 +13,7 @@ from conftest import ROOT, command, flags_of, refused, tiny, torchao
 
 import bstar
 import config
-import metrics
+import data
 import runs
 from config import Config, parse_config
 from data import Query, Sample, Splits
@@ -133,7 +133,7 @@ def test_a_line_of_a_file_is_replaced_and_later_ones_dropped(tmp_path):
     (tmp_path / "ledger.jsonl").write_text('{"qe": 3}\n{"iter": "x"}\n[]\n')  # no iteration's
     for t, value in ((1, "a"), (2, "b"), (3, "c"), (2, "d")):
         run.put("ledger.jsonl", {"iter": t, "value": value})
-    rows = metrics.read_jsonl(tmp_path / "ledger.jsonl")
+    rows = data.read_jsonl(tmp_path / "ledger.jsonl")
     assert [row["value"] for row in rows] == ["a", "d"]
 
 

@@ -16,7 +16,6 @@ from faults import End
 
 import bstar
 import data
-import metrics
 import toy
 import train_prm
 import trainer
@@ -293,7 +292,7 @@ def default(cwd) -> tuple[list[dict], str, Path]:
     """The default run, which trains its PRM first: its metrics, stderr, and the PRM's folder."""
     _, err = captured(cwd, bstar.main, [*TINY, *LOOP])
     run = cwd / "runs/stories-bstar-answer+prm-0"
-    rows, times = (metrics.read_jsonl(run / f"{name}.jsonl") for name in ("metrics", "times"))
+    rows, times = (data.read_jsonl(run / f"{name}.jsonl") for name in ("metrics", "times"))
     assert {"base", "sft", "prm"} <= {line["phase"] for line in times}
     [folder] = (cwd / "runs/cache").glob("prm-stories-*")
     return rows, err, folder
@@ -312,7 +311,7 @@ def test_the_default_run_trains_its_prm_first_and_other_methods_share_it(cwd, de
     assert "PRM epoch" not in captured(cwd, train_prm.main, TINY)[1]
     given = ["--prm", str(folder / "prm"), "--out", "runs/given"]
     captured(cwd, bstar.main, [*TINY, *LOOP, *given])
-    assert metrics.read_jsonl(cwd / "runs/given/metrics.jsonl") == rows
+    assert data.read_jsonl(cwd / "runs/given/metrics.jsonl") == rows
 
 
 ENDS = [
@@ -392,7 +391,7 @@ def test_walks_with_a_prm_from_one_command(cwd):
     """Its labels are sampled at a temperature of their own, so a run at another shares them."""
     _, err = captured(cwd, bstar.main, [*WALK, "--temperatures", "0.6:1.0:0.4"])
     assert "labels_agree" in err
-    rows = metrics.read_jsonl(cwd / "runs/walk-bstar-answer+prm-0/metrics.jsonl")
+    rows = data.read_jsonl(cwd / "runs/walk-bstar-answer+prm-0/metrics.jsonl")
     assert rows[1]["prm/step_auc"] is not None and "prm/auc_sound" not in rows[1]
     _, err = captured(cwd, bstar.main, [*WALK, "--temperature", "0.8", "--out", "runs/fixed"])
     assert "PRM |" not in err
