@@ -130,18 +130,15 @@ def improve(M: State, queries: list[Query], kept, setup: Setup, cfg: Config) -> 
         pairs += [(query, s.response) for s in group]
     examples = as_examples(pairs, setup, cfg, f"iteration {t}")
     if not examples:
-        print(
-            f"iteration {t}: no response was selected; the policy stays as it is", file=sys.stderr
-        )
+        nothing = "no response was selected; the policy stays as it is"
+        print(f"iteration {t}: {nothing}", file=sys.stderr)
         return State(t, M.policy, M.optimizer, {"loss": None, "grad_norm": None})
     phase = phase_of(t, len(examples), setup, cfg)
     R = len(phase.steps) * cfg.batch_size / len(examples)  # readings of each response
     if R > 20:
-        print(
-            f"iteration {t}: training reads each selected response {R:.0f} times, and the "
-            "policy can forget the rest: --max-repeats 6, or a larger --K",
-            file=sys.stderr,
-        )
+        reads = f"training reads each selected response {R:.0f} times"
+        way_out = "the policy can forget the rest: --max-repeats 6, or a larger --K"
+        print(f"iteration {t}: {reads}, and {way_out}", file=sys.stderr)
 
     policy, optimizer = M.policy, M.optimizer
     if method.from_base:
@@ -256,7 +253,6 @@ def main(argv: list[str] | None = None) -> None:
         return run.finish()
 
     M = resume(cfg, run.out, starts[0], len(run.rows))  # M_t of the newest checkpoint
-    # the first iteration without a row, or an earlier one where a checkpoint was lost
     first = M.t + 1 if cfg.probe else min(len(run.rows), M.t + 1)
     for t in range(first, cfg.num_iters + 1):
         if t > M.t:  # else M_t is trained, and a kill came before its evaluation
