@@ -280,7 +280,7 @@ _MATRIX = re.compile(
     r"(?P<rows>.*)\\end\{(?P=kind)\}\s*[)\]]?",
     re.S,
 )
-_ALL_BUT = re.compile(r"\(-\\infty,\\infty\)(?:\\setminus|\\backslash|-) ?\\\{([^{}]*)\\\}")
+_ALL_BUT = re.compile(r"\(([^(),]+),([^(),]+)\)(?:\\setminus|\\backslash|-) ?\\\{([^{}]*)\\\}")
 _BRACKETS = re.compile(r"(\(|\[|\\\{|\\langle)(.*)(\)|\]|\\\}|\\rangle)", re.S)
 # Not within brackets, where a comma parts the items of a tuple.
 _THOUSANDS = re.compile(r"(?<![\d,.(\[])(\d{1,3}(?:,\d{3})+)(?![\d,])(?![^(\[]*[)\]])")
@@ -362,14 +362,14 @@ def _interval(sides: list[str], signs: list[str]) -> tuple[str, str]:
     return name, f"{brackets[left][0]}{low},{high}{brackets[right][1]}"
 
 
-def _without(numbers: list[str]) -> str:
-    r"""All real numbers but some, as a union of intervals.
+def _without(numbers: list[str], low: str = r"-\infty", high: str = r"\infty") -> str:
+    r"""All real numbers between two, but some, as a union of intervals.
 
     >>> _without(["3", "-1"])
     '(-\\infty,-1)\\cup(-1,3)\\cup(3,\\infty)'
     """
-    ends = [r"-\infty", *sorted(numbers, key=lambda x: _mp.re(_values(x)[0])), r"\infty"]
-    return r"\cup".join(f"({low},{high})" for low, high in itertools.pairwise(ends))
+    ends = [low, *sorted(numbers, key=lambda x: _mp.re(_values(x)[0])), high]
+    return r"\cup".join(f"({a},{b})" for a, b in itertools.pairwise(ends))
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -425,8 +425,8 @@ def _tree(text: str) -> Node:
             return _tree(",".join(part[2:-2] for part in union))
         return Node("any|", tuple(map(_tree, union)))
     m = _ALL_BUT.fullmatch(text)
-    if m and all(map(_is_number, _items(m[1]))):
-        return _tree(_without(_items(m[1])))
+    if m and all(map(_is_number, _items(m[3]))):
+        return _tree(_without(_items(m[3]), m[1], m[2]))
     name, answer = _named(text)
     if answer != text:
         return _tree(answer)._replace(name=name)

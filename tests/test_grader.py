@@ -150,6 +150,7 @@ E, H | \text{H, E}
 24 | [ABC] = 24 | 24^{\text{th}} | \text{24 cups of feed} | x \equiv 24 \pmod{30}
 (-\infty,5)\cup(5,\infty) | x \ne 5 | \mathbb{R}\setminus\{5\}
 (-\infty,-1)\cup(-1,3)\cup(3,\infty) | \mathbb{R} \setminus \{3,-1\}
+(0,9)\cup(9,36) | (0,36)\setminus\{9\}
 no solution | \text{No solutions}
 \text{ellipse} | an ellipse
 0.01_2 | .01_2 | 0.01_{(2)} | 0.01_{\text{base }2}
