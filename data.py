@@ -705,14 +705,18 @@ def micro_batches(examples: list[Example], token_budget: int) -> Iterator[MicroB
 _DISK_FAULT = re.compile("No space left|Disk quota|Read-only file|Permission denied|unexpected pos")
 
 
-def progress(total: int, desc: str):
-    """A tqdm bar on stderr; without a terminal, a line every half minute."""
+def progress(total: int, desc: str, delay: float = 0):
+    """A tqdm bar on stderr; without a terminal, a line every half minute.
+
+    delay  seconds until it shows, where the work is mostly done by then
+    """
     from tqdm import tqdm
 
+    common = dict(total=total, desc=desc, delay=delay, smoothing=0.05)
     if sys.stderr.isatty():
-        return tqdm(total=total, desc=desc, leave=False, mininterval=0.2, smoothing=0.05)
+        return tqdm(leave=False, mininterval=0.2, **common)
     line = "{desc} {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]\n"
-    return tqdm(total=total, desc=desc, mininterval=30, smoothing=0.05, bar_format=line)
+    return tqdm(mininterval=30, bar_format=line, **common)
 
 
 def run(main: Callable[[], None]) -> None:

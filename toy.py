@@ -377,7 +377,7 @@ def story_texts(max_ops: int, n: int) -> list[Query]:
     """
     rng = random.Random(f"toy text {max_ops}")
     texts = []
-    bar = progress(n, "stories to read")
+    bar = progress(n, "stories to read", delay=3)
     for i in range(n):
         texts.append(draw_story(rng, max_ops, f"text/{i}", SLIP))
         bar.update()
@@ -403,7 +403,7 @@ def load_stories(cfg) -> Splits:
 def _fresh(rng: random.Random, cfg, split: str, n: int, seen: set[str]) -> list[Query]:
     """n stories that are not in `seen`, which they join."""
     queries: list[Query] = []
-    bar = progress(n, f"{split} stories")
+    bar = progress(n, f"{split} stories", delay=3)
     while len(queries) < n:
         # of short stories there are a few hundred only
         for _ in range(1000):
