@@ -138,6 +138,14 @@ def _repeating(m: re.Match) -> str:
     return f"({whole}{digits}0+{period}/{'9' * len(period)}{'0' * len(digits)})"
 
 
+def _in_brackets(m: re.Match) -> str:
+    """35 (hours) -> 35 hours, 6 (six) -> 6; 6 (two) stays as it is"""
+    number, word = m.groups()
+    if word not in _NUMBER_WORDS:
+        return f"{number} {word}"
+    return number if _NUMBER_WORDS[word] == number else m[0]
+
+
 _LARGE = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
 
@@ -195,7 +203,7 @@ _SPELLINGS: list[tuple[str, str | Callable]] = [
     (r"(?i)^\s*(?:there (?:are|is)|the points?|all real numbers) +(?=[-\d(\\]|[a-z] *[\\<>=])", ""),
     (r"(?i)^\s*(?:final )?answer:", ""),
     # 35 (hours), 6 (six), 21 more than
-    (r"(?<=\d)\s*\(\s*([a-z]{3,})\s*\)\s*$", lambda m: "" if m[1] in _NUMBER_WORDS else f" {m[1]}"),
+    (r"([\d.,]*\d)\s*\(\s*([a-z]{3,})\s*\)\s*$", _in_brackets),
     (r"(?<=\d) (?:more|fewer) ([a-z]+) than [\w ]+$", r" \1"),
     # negative 6 is -6; the area is 6; in (D) 6 and (110)_2 the brackets add nothing
     (r"^\s*(?:negative|minus) +(?=[\d\\])", "-"),

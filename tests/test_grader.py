@@ -192,6 +192,7 @@ x \ne 5 | (-\infty,5)
 \mathbb{R}\setminus\{5\} | (-\infty,4)\cup(4,\infty)
 \frac15\begin{pmatrix}1\\3\end{pmatrix} | \begin{pmatrix}1/5\\3\end{pmatrix}
 32\text{ million} | 32
+7 (eight) | 7
 2:3:4 | 2:3:5
 €12.50 | \$12.50
 |x| > 5 | (-\infty,-5]\cup[5,\infty)
@@ -436,7 +437,7 @@ EXTRACT = [
     *[("math", x, None) for x in (r"$-\boxed{5}$", r"\boxed{7}^2", r"$\sqrt{\boxed{10}}$")],
     *[("math", x, None) for x in (r"$\frac{1}{\boxed{2}}$", r"$\boxed{2}+\boxed{3}$")],
     *[("math", x, None) for x in (r"It is not $\boxed{4}$.", r"$t$ can't be $\boxed{17}$.")],
-    ("math", r"an angle of $\boxed{110}^\circ$", "110"),
+    *[("math", x, "110") for x in (r"an angle of $\boxed{110}^\circ$", r"it is --\boxed{110}")],
     ("math", "The answer is 60.</s>", "60"),
     ("math", "So the answer is 35!", "35"),
     ("gsm8k", "#### <<5*7=35>>35", "35"),
