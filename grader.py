@@ -745,7 +745,8 @@ def _same_leaf(p: str, g: str) -> bool:
         return _same_relation(p, g)
     if _RATIO.fullmatch(p) and _RATIO.fullmatch(g):
         a, b = (list(map(Fraction, text.split(":"))) for text in (p, g))
-        return [x * b[0] for x in a] == [x * a[0] for x in b]
+        # A zero would hide all others: 4:00 is no multiple of 5:00.
+        return a == b or (0 not in a + b and [x * b[0] for x in a] == [x * a[0] for x in b])
     (p, p_unit), (g, g_unit) = _measure(p), _measure(g)
     if not _same_unit(p_unit, g_unit):
         return False

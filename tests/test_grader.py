@@ -159,6 +159,7 @@ no solution | \text{No solutions}
 1+i | \sqrt2(\cos 45^\circ + i\sin 45^\circ) | \sqrt2(\cos(45^\circ)+i\sin(45^\circ))
 \frac59 | {5 \over 9} | 0.\bar{5}
 2:3:4 | 4:6:8
+4:00 | 04:00
 664_7 | 664_\text{seven}
 \frac12 | \nicefrac{1}{2} | \text{one half} | \mathbf{\frac{1}{2}} | \textcolor{blue}{\frac12}
 9\pi | \boldsymbol{9\pi}
@@ -194,6 +195,8 @@ x \ne 5 | (-\infty,5)
 32\text{ million} | 32
 7 (eight) | 7
 2:3:4 | 2:3:5
+0:0 | 2:3
+4:00 | 5:00
 €12.50 | \$12.50
 |x| > 5 | (-\infty,-5]\cup[5,\infty)
 n! | (n-1)!
