@@ -361,7 +361,7 @@ def _interval(sides: list[str], signs: list[str]) -> tuple[str, str]:
     # |x| < 3 is an interval around 0; |x| > 3 is all the rest.
     if name[:1] == "|" and low == r"-\infty":
         low, name, left = f"-({high})", name.strip("|"), right
-    elif name[:1] == "|" and high == r"\infty" and _is_number(low):
+    elif re.fullmatch(r"\|[a-z]\|", name) and high == r"\infty" and _is_number(low):
         end, start = {"<": ")(", r"\le": "]["}[left]
         return name.strip("|"), rf"(-\infty,-({low}){end}\cup{start}{low},\infty)"
     if not _VARIABLE.fullmatch(name) or not _is_number(low) or not _is_number(high):
