@@ -291,7 +291,7 @@ _MATRIX = re.compile(
 _ALL_BUT = re.compile(r"\(([^(),]+),([^(),]+)\)(?:\\setminus|\\backslash|-) ?\\\{([^{}]*)\\\}")
 _BRACKETS = re.compile(r"(\(|\[|\\\{|\\langle)(.*)(\)|\]|\\\}|\\rangle)", re.S)
 # Not within brackets, where a comma parts the items of a tuple.
-_THOUSANDS = re.compile(r"(?<![\d,.(\[])(\d{1,3}(?:,\d{3})+)(?![\d,])(?![^(\[]*[)\]])")
+_THOUSANDS = re.compile(r"(?<![\d,.(\[])([1-9]\d{0,2}(?:,\d{3})+)(?![\d,])(?![^(\[]*[)\]])")
 _VARIABLE = re.compile(r"(?:[a-zA-Z]|\\[a-z]{2,})(?:_(?:\{[^{}]*\}|\w))?'*")
 _ARGUMENT = (
     r"(?:-?[\d.]+(?:/\d+)?|-?\\frac\{-?\d+\}\{\d+\}|[a-z]|[a-z]\(-?\w+\)"
