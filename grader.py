@@ -878,7 +878,8 @@ def _formulas(text: str) -> list[str]:
 def _asked(pred: str, question: str) -> str:
     """The 7 of "x+y = 7" where x+y is a formula of the question; else the answer itself."""
     left, _, right = pred.rpartition("=")
-    return right if left and _normal(left) in map(_normal, _formulas(question)) else pred
+    short = 0 < len(left) <= MAX_CHARS  # else a minute for a hostile one
+    return right if short and _normal(left) in map(_normal, _formulas(question)) else pred
 
 
 def copies(pred: str, gold: str, question: str) -> bool:

@@ -859,6 +859,9 @@ def test_what_the_question_asks_for_may_stand_in_front():
     asked = {"What is $x + y$?": True, "What is $x$, if $x - y = 3$?": False}
     for question, right in asked.items():
         assert grade([r"\boxed{x+y = 17}"], ["17"], "math", [question]) == [right]
+    began = time.process_time()
+    assert not answers_match("1," * 20_000 + "=5", "5", "math", "What is $x + y$?")
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.skipif(not FAULTS.exists(), reason="no ../shared/faults: the pairs are not here")
