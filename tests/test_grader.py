@@ -841,6 +841,8 @@ COPIES = [
         r"7/\sqrt3=7/\sqrt3",
         r"\sqrt3\cdot7/3",
     ),
+    (r"What is $6\cdot7\cdot2$?", "84", "(6)(7)(2) | 6(7)2", "42(2) | 84"),
+    ("Simplify $6:10$.", "3:5", "6:10", "3:5"),
     ("What is $2.5$ as a fraction?", r"\frac52", "", r"2.5 | 5/2 | 2\frac12"),
     ("Write $4x - 2y + 6 = 0$ as $y = mx + b$.", "y=2x+3", "4x-2y+6=0 | 6=2y-4x", "y=3+2x"),
 ]
