@@ -860,13 +860,16 @@ def _same(pred: str, gold: str) -> bool:
 # -- copies: a right value that was not computed ------------------------------------------------
 
 _FORMULA = re.compile(r"\$\$(.+?)\$\$|\$(.+?)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.S)
-_ROOT = re.compile(r"(\([^()]*\)|\w+)\^\{?\(?(?:1/2|\\frac\{1\}\{2\}|0?\.5)\)?\}?")
-_LAYOUT = re.compile(r"[01]|\\(?:frac|cdot|times)|[^\w\\!|]")
+_ROOT = re.compile(r"\\sqrt(?!\[)|(?<!\d)0?\.50*(?!\d)")
+_IDLE_ZEROS = re.compile(r"(?<![\d.])0+(?=[\d.])|\.0*(?!\d)|(\.\d*[1-9])0+(?!\d)")
+_LAYOUT = re.compile(r"[01]|\\(?:frac|cdot|times|sqrt)|[^\w\\!|]")
 
 
 def _atoms(formula: str) -> Counter:
     """How often each number, letter and function stands in a formula; 0 and 1 add nothing."""
-    tokens = _LEXER.findall(_ROOT.sub(r"\\sqrt\1", _normal(formula)))
+    # A root is the power 1/2, and 081.0 is 81.
+    text = _normal(_IDLE_ZEROS.sub(r"\1", _normal(formula)))
+    tokens = _LEXER.findall(_ROOT.sub(" 1/2 ", text))
     return Counter(token for token in tokens if not _LAYOUT.fullmatch(token))
 
 

@@ -828,9 +828,9 @@ def test_import_is_light():
 
 # question, reference, right answers that restate the question, right answers that do not
 COPIES = [
-    (r"Evaluate $81^{3/4}$. Is it 27?", "27", r"81^{\frac{3}{4}} | (81)^{3/4}+0", "27 | 3^3"),
+    (r"Evaluate $81^{3/4}$. Is it 27?", "27", r"81^{\frac{3}{4}} | (081)^{3.0/4.}+0", "27 | 3^3"),
     ("Simplify $(5-2i)3+4i$.", "15-2i", "-(-(5-2i)3-4i) | 4i+(5-2i)3", "-2i+15 | 15-6i+4i"),
-    (r"Simplify $\sqrt{180}$.", r"6\sqrt5", r"1\cdot\sqrt{180} | (180)^{1/2}", r"\sqrt{36}\sqrt5"),
+    (r"Simplify $\sqrt{180}$.", r"6\sqrt5", r"1\cdot\sqrt{180} | 180^{2/4}", r"\sqrt{36}\sqrt5"),
     ("Simplify $1-(1-(1-x))$.", "1-x", "1-(1-(1-x))", "-x+1"),
     (r"Simplify $\frac{16}{20}$.", r"\frac45", r"16/20 | \dfrac{16}{20}", "0.8 | 8/10"),
     ("Let $x=47^2+47+3$. What is $x$?", "2259", "47^2 + (47+3)", r"47\cdot48+3 | 2209+50"),
