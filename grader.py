@@ -906,7 +906,7 @@ def copies(pred: str, gold: str, question: str) -> bool:
         return False
     answer = _atoms(_named(_normal(pred))[1])
     for formula in formulas:
-        sides = _split(formula.strip(" .,?"), "=", r"\le", r"\ge", "<", ">")[::2]
+        sides = _split(formula.strip(" .,?\n"), "=", r"\le", r"\ge", "<", ">")[::2]
         for side in dict.fromkeys([formula, *sides]):
             atoms = _atoms(side)
             # A reference that keeps all atoms of the formula allows an answer to keep them, too.
