@@ -335,7 +335,7 @@ _NO_WORD = re.compile(
 )
 # what tells that a box is a part of an answer, or none: -\boxed{5}, \sqrt{\boxed{5}}, \boxed{5}^2
 _BEFORE = re.compile(
-    r"(?:[^\s-]|[$(=] )[-+/^]$|(?:^|\$)-$|\\(?:sqrt|frac)\{(?:[^{}]*\}\{)?$"
+    r"(?:[^\s-]|[$(=] )[-+/^]$|(?:^|[\s$])-$|\\(?:sqrt|frac)\{(?:[^{}]*\}\{)?$"
     r"|(?:\bnot|n't)(?: be)? ?\$*$"
 )
 _BEHIND = re.compile(r"\^(?!\{?\\circ)|\s*[+*/]\s*[\d\\]")

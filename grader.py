@@ -743,13 +743,11 @@ def _same_leaf(p: str, g: str) -> bool:
         return p == g
     if _HAS_RELATION.search(p) or _HAS_RELATION.search(g):
         return _same_relation(p, g)
-    if _RATIO.fullmatch(p) and _RATIO.fullmatch(g):
-        a, b = (list(map(Fraction, text.split(":"))) for text in (p, g))
-        # A zero would hide all others: 4:00 is no multiple of 5:00.
-        return a == b or (0 not in a + b and [x * b[0] for x in a] == [x * a[0] for x in b])
     (p, p_unit), (g, g_unit) = _measure(p), _measure(g)
     if not _same_unit(p_unit, g_unit):
         return False
+    if _RATIO.fullmatch(p) and _RATIO.fullmatch(g):
+        return _same_ratio(p, g)
     if p_unit == g_unit or _PERCENT not in (p_unit, g_unit):
         # In a gold, quarters may be coins. In an answer to a plain number they are fourths.
         fourths = "quarter" in dict(p_unit) and not g_unit
@@ -758,6 +756,14 @@ def _same_leaf(p: str, g: str) -> bool:
     is_share = any(abs(value) < 1 for value in _values(g, POINTS[:1]))
     scale = Fraction(1, 100) if p_unit == _PERCENT else Fraction(100)
     return _same_value(p, g, scale) or (not is_share and _same_value(p, g, Fraction(1)))
+
+
+def _same_ratio(p: str, g: str) -> bool:
+    """2:3:4 is 4:6:8; a time of day, 2:20, is no 1:10."""
+    a, b = (list(map(Fraction, text.split(":"))) for text in (p, g))
+    if 0 in a + b or re.fullmatch(r"\d?\d:\d\d", g):  # 0:0 would be any ratio
+        return a == b
+    return [x * b[0] for x in a] == [x * a[0] for x in b]
 
 
 def _same_value(p: str, g: str, scale: Fraction) -> bool:

@@ -195,6 +195,8 @@ x \ne 5 | (-\infty,5)
 32\text{ million} | 32
 7 (eight) | 7
 2:3:4 | 2:3:5
+2:20 | 1:10
+2:20\text{ p.m.} | 1:10\text{ p.m.}
 0:0 | 2:3
 4:00 | 5:00
 €12.50 | \$12.50
@@ -439,7 +441,10 @@ EXTRACT = [
     ("math", r"\boxed{\boxed{5}}", r"\boxed{5}"),
     ("math", r"\boxed{1}, \boxed{2}\text{ or }\boxed{3}", "1, 2, 3"),
     ("math", r"The answer is $\boxed{1}$ or $\boxed{2}$. #### 2", "1, 2"),
-    *[("math", x, None) for x in (r"$-\boxed{5}$", r"\boxed{7}^2", r"$\sqrt{\boxed{10}}$")],
+    *[
+        ("math", x, None)
+        for x in (r"is -\boxed{5}", r"$-\boxed{5}$", r"\boxed{7}^2", r"$\sqrt{\boxed{10}}$")
+    ],
     *[("math", x, None) for x in (r"$\frac{1}{\boxed{2}}$", r"$\boxed{2}+\boxed{3}$")],
     *[("math", x, None) for x in (r"It is not $\boxed{4}$.", r"$t$ can't be $\boxed{17}$.")],
     *[("math", x, "110") for x in (r"an angle of $\boxed{110}^\circ$", r"it is --\boxed{110}")],
