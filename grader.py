@@ -884,6 +884,11 @@ def _formulas(text: str) -> list[str]:
     return ["".join(groups) for groups in _FORMULA.findall(text)]
 
 
+def _bare(formula: str) -> str:
+    """A formula without brackets and blanks."""
+    return re.sub(r"[()\[\]{} ]", "", _normal(formula))
+
+
 def _asked(pred: str, question: str) -> str:
     """The 7 of "x+y = 7" where x+y is a formula of the question; else the answer itself."""
     left, _, right = pred.rpartition("=")
@@ -905,7 +910,7 @@ def copies(pred: str, gold: str, question: str) -> bool:
     if plain or max(len(pred), len(gold)) > MAX_CHARS or _normal(pred) == _normal(gold):
         return False
     formulas = _formulas(question)
-    if _normal(pred) in map(_normal, formulas):
+    if _bare(pred) in map(_bare, formulas):
         return True
     reference = _atoms(gold)
     if _atoms(pred) == reference:
@@ -920,6 +925,17 @@ def copies(pred: str, gold: str, question: str) -> bool:
             if not computed and _same(pred, side):
                 return True
     return False
+
+
+def is_uncomputed(pred: str, gold: str, question: str) -> bool:
+    """Is an answer of GSM8K a calculation that is left to do, as 5*(16-3-4)?
+
+    >>> [is_uncomputed(pred, "45", "") for pred in ("5*(16-3-4)", "5*9 = 45", "45.00")]
+    [True, False, False]
+    """
+    value = _named(_normal(pred))[1]
+    value = re.sub(r"\\(?:cdot|times) ?10\^\{?\d+\}?", "", value)  # 2 million
+    return bool(re.search(r"[\d)} ](?:[-+*/^]|\\cdot|\\times) ?-?[\d({]", value))
 
 
 # -- the graders: a new task is one entry here --------------------------------------------------
@@ -939,7 +955,7 @@ GRADERS = {
     "walk": Grader(str.strip, reaches),
     "stories": Grader(_story_answer, operator.eq),
     "arc": Grader(_choice, operator.eq),
-    "gsm8k": Grader(_final_answer, _same),
+    "gsm8k": Grader(_final_answer, _same, no_answer=is_uncomputed),
     "math": Grader(_final_answer, _same, no_answer=copies),
     "code": Grader(extract_program, passes, threads=min(16, os.cpu_count() or 1)),
 }

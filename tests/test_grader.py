@@ -624,6 +624,10 @@ def test_tasks():
     responses = ["#### 18", "#### $18.00", "The answer is 18 eggs per day.", "18"]
     assert grade(responses, ["18"] * 4, "gsm8k") == [True] * 3 + [False]
     assert grade(["#### 1,800", "#### 180"], ["1800", "1,800"], "gsm8k") == [True, False]
+    calculations = ["#### 5*(16-3-4)", "#### 90/2", r"#### 9 \cdot 5", "#### 5*9=45", "#### -45"]
+    golds = ["45", "45", "45", "45", "-45"]
+    assert grade(calculations, golds, "gsm8k") == [False, False, False, True, True]
+    assert grade(["#### 2 million", "#### $2,000,000"], ["2000000"] * 2, "gsm8k") == [True, True]
     with pytest.raises(ValueError):
         grade(["5"], ["5", "6"], "math")
 
@@ -849,6 +853,7 @@ COPIES = [
     (r"What is $6\cdot7\cdot2$?", "84", "(6)(7)(2) | 6(7)2", "42(2) | 84"),
     ("What is \\[\n5+6+7?\n\\]", "18", "5+6+7 | 7+6+5", "11+7"),
     ("Simplify $6:10$.", "3:5", "6:10", "3:5"),
+    (r"Find $\arcsin 1$.", r"\frac{\pi}{2}", r"(\arcsin 1) | (\arcsin(1))", r"\pi/2"),
     ("What is $2.5$ as a fraction?", r"\frac52", "", r"2.5 | 5/2 | 2\frac12"),
     ("Write $4x - 2y + 6 = 0$ as $y = mx + b$.", "y=2x+3", "4x-2y+6=0 | 6=2y-4x", "y=3+2x"),
 ]
