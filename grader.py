@@ -982,11 +982,11 @@ def answers_match(pred: str | None, gold: str, task: str, question: str = "") ->
     grader = GRADERS[task]
     if not pred or not pred.strip():
         return False
-    if grader.no_answer and not grader.equal(pred, gold):
-        pred = _asked(pred, question)
-    return grader.equal(pred, gold) and not (
-        grader.no_answer and grader.no_answer(pred, gold, question)
-    )
+    if not grader.no_answer:
+        return grader.equal(pred, gold)
+    answers = dict.fromkeys([pred, _asked(pred, question)])
+    answer = next((x for x in answers if grader.equal(x, gold)), None)
+    return answer is not None and not grader.no_answer(answer, gold, question)
 
 
 def grade(
