@@ -165,6 +165,8 @@ def check_hub(name: str | Path) -> None:
 def hub_reason(e: Exception) -> str:
     """An exception of the hub's libraries as the one line that a user needs."""
     line = _one_line(e)
+    if "Repo id must" in line:  # a path, or a text with blanks
+        return "no such folder, and no name that the hub could have"
     if "gated" in line:
         return "it is gated: accept the terms on its page, then `hf auth login`"
     if re.search("connect|offline", str(e), re.I):

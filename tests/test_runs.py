@@ -230,6 +230,7 @@ def test_the_preflight_says_what_a_run_needs_before_a_weight_is_read(model, caps
         ("--token-budget 999999999", "training needs .*; lower --token-budget, or take --grad"),
         ("--sample-budget 9999999999", "sampling needs .*; lower --sample-budget"),
         ("--offload-optimizer", "without a GPU the optimizer is in host memory all the time"),
+        ("--model /no/where", "--model /no/where: no such folder, and no name that the hub"),
         ("--model x/some", "--preflight: it needs a --model whose config.json can be read"),
         ("--model x/Mistral-700B", "state needs 1.04e.04 GiB of .*smaller --model, or --optim"),
         ("--model x/llama-2.1B --engine auto --optim adamw8bit", "no GPU.*, or --engine hf"),
