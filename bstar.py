@@ -70,7 +70,6 @@ def balance(
     with setup.engine.awake(M.policy) as draw:
         # all temperatures in one block: each waking of vLLM loads all weights
         by_T = [draw(queries, cfg.K, T, f"iter{t}.T{T:g}") for T in temperatures]
-    # behind the block: a PRM takes the GPU memory that the sampler has let go
     for groups in by_T:
         score(queries, groups)
 
@@ -210,8 +209,9 @@ def evaluate(M: State, setup: Setup, score: Callable, cfg: Config) -> dict:
 
 def draw_queries(train: list[Query], cfg: Config, t: int) -> list[Query]:
     """The iteration's M queries, the balancing subset first."""
-    # all are shuffled, not M drawn: another M keeps the balancing subset, so runs compare
-    order = random.Random(seed_of(cfg.seed, t, "queries")).sample(train, len(train))
+    # all, not M, are drawn: another M keeps the balancing subset
+    rng = random.Random(seed_of(cfg.seed, t, "queries"))
+    order = rng.sample(train, len(train))
     return order[: cfg.queries_per_iter or None]
 
 

@@ -139,7 +139,10 @@ def reward_at_k_s(reward, correct, K: int, S: int) -> Array:
         raise ValueError(f"need one shape (Q, n), got {reward.shape} and {correct.shape}")
     if len(reward) and not 1 <= S <= K <= reward.shape[1]:
         raise ValueError(f"need 1 <= S <= K <= n, got K={K}, S={S}, n={reward.shape[1]}")
-    return np.array([_of_query(r, y, K, S) for r, y in zip(reward, correct)])
+    values = []
+    for r, y in zip(reward, correct):
+        values.append(_of_query(r, y, K, S))
+    return np.array(values)
 
 
 def _table(values) -> Array:
@@ -189,7 +192,8 @@ def auc(score, label) -> float | None:
     # counted by bisection: a pool has too many pairs to compare each
     below = np.searchsorted(negatives, positives, side="left").sum()
     not_above = np.searchsorted(negatives, positives, side="right").sum()
-    return _ratio((below + not_above) / 2, len(positives) * len(negatives))
+    n_pairs = len(positives) * len(negatives)
+    return _ratio((below + not_above) / 2, n_pairs)
 
 
 def calibration(p, label, bins: int = 10) -> dict:
@@ -336,9 +340,10 @@ def decide(
     for a, b in np.argwhere(lead <= 0):
         tied.append([temperatures[a], taus[b]])
     edge = []
-    for axis, place, n in zip(("temperature", "tau"), (i, j), surface.shape):
-        if n > 1 and place in (0, n - 1):
-            edge.append(axis)
+    places = {"temperature": (i, temperatures), "tau": (j, taus)}
+    for name, (place, grid) in places.items():
+        if len(grid) > 1 and place in (0, len(grid) - 1):
+            edge.append(name)
     return {
         "temperature": temperatures[i],
         "tau": taus[j],
@@ -391,9 +396,10 @@ def unique_correct(reward, correct, text) -> float:
     2.0
     """
     # what was cut off is never selected
-    can_be_kept = ~duplicates(reward, text) & (_table(reward) > -np.inf)
-    counted = np.asarray(correct, bool) & can_be_kept
-    return round(float(counted.sum(axis=1).mean()), 4)
+    whole = _table(reward) > -np.inf
+    counted = np.asarray(correct, bool) & whole & ~duplicates(reward, text)
+    n_counted = counted.sum(axis=1)  # (Q,)
+    return round(float(n_counted.mean()), 4)
 
 
 # -- an iteration's numbers ------------------------------------------------------------------------
@@ -486,7 +492,8 @@ def of_pool(
     check  the exact step checker of the task, or None
     """
     reward, correct, text = as_arrays(pool)
-    n_sel, n_correct = sweep(reward, correct, duplicates(reward, text), [tau])
+    duplicate = duplicates(reward, text)
+    n_sel, n_correct = sweep(reward, correct, duplicate, [tau])
     qe = query_effect(n_sel, n_correct, n_star)
     selected = list(chain.from_iterable(kept))
     row = {

@@ -171,7 +171,8 @@ def summary(runs: Sequence[Run], against: Path | None = None) -> pd.DataFrame:
         # by seed, since runs of one seed share data and SFT: their common luck cancels out
         difference = picked["last"].drop(home, level="run").sub(base, level="seed")
         picked["difference"] = difference.dropna(how="all")
-    lines = pd.concat(picked, names=["iteration"]).groupby(["run", "iteration"], sort=False)
+    stacked = pd.concat(picked, names=["iteration"])
+    lines = stacked.groupby(["run", "iteration"], sort=False)
     error = lines.sem()  # NaN of one seed
     error = error.map(" ± {:.2g}".format).where(error.notna(), "")
     text = lines.mean().map("{:.4g}".format) + error
@@ -223,8 +224,9 @@ def shift(before: float, n_before: float, after: float, n_after: float) -> int:
     # one more success and failure on each side (Agresti & Caffo 2000): shares of 0 and 1 err, too
     p = (before * n_before + 1) / (n_before + 2)
     q = (after * n_after + 1) / (n_after + 2)
-    variance = p * (1 - p) / (n_before + 2) + q * (1 - q) / (n_after + 2)
-    if abs(q - p) <= 2 * variance**0.5:
+    p_variance = p * (1 - p) / (n_before + 2)
+    q_variance = q * (1 - q) / (n_after + 2)
+    if abs(q - p) <= 2 * (p_variance + q_variance) ** 0.5:
         return 0
     return 1 if q > p else -1
 
@@ -385,7 +387,8 @@ def decisions_table(ledger: Sequence[dict]) -> pd.DataFrame:
     for d in ledger:
         T, taus = d["temperatures"], d["taus"]
         # the points nearest to those that the paper fixes
-        i, j = np.abs(np.array(T) - 1.0).argmin(), np.abs(taus).argmin()
+        i = np.abs(np.array(T) - 1.0).argmin()
+        j = np.abs(taus).argmin()
         surface = np.array(d["surface"])  # (G_T, G_tau)
         # of equal points the lower T and the higher tau, as in `decide`
         best_T.append(T[surface[:, j].argmax()])
@@ -436,7 +439,8 @@ def curve_figures(groups: Groups, folder: Path) -> list[str]:
             if methods[group] == "sft" and set(methods.values()) != {"sft"}:
                 # its iterations are epochs: beside other methods it is a level line at its end
                 curve = curve.tail(1).reindex(values["iter"].unique(), method="nearest")
-            look = {"label": group if len(groups) > 1 else key, "color": colour, "marker": "."}
+            label = group if len(groups) > 1 else key
+            look = {"label": label, "color": colour, "marker": "."}
             ax.errorbar(curve.index, curve["mean"], curve["sem"], **look)
         title = keys[0] if len(keys) == 1 else name
         figures.append(figure(ax, title, see, folder))
@@ -491,7 +495,8 @@ def time_figure(runs: Sequence[Run], by: str, folder: Path) -> str:
     import pandas as pd
 
     lines = {run.name: pd.DataFrame(run.times) for run in runs}
-    times = pd.concat(lines, names=["run"]).rename(columns={"iter": "iteration"})
+    times = pd.concat(lines, names=["run"])
+    times = times.rename(columns={"iter": "iteration"})
     table = times.pivot_table("seconds", by, "phase", aggfunc="sum", sort=False)
     ax = axes()
     # bars are drawn from below, and phases in the order in which they began
@@ -586,7 +591,8 @@ def report(runs: Sequence[Run], out: Path, against: Path | None = None) -> Path:
         parts.append(details("Every number of each iteration", numbers.T))
     page = out / "report.html"
     title = escape("; ".join(groups))
-    page.write_text(PAGE.format(title=title, body="".join(parts)), encoding="utf-8")
+    text = PAGE.format(title=title, body="".join(parts))
+    page.write_text(text, encoding="utf-8")
     return page
 
 

@@ -453,7 +453,8 @@ def check_fit(cfg: Config, n: int, shape) -> None:
     limits = dict.fromkeys(peak, memory) | dict(host=host_memory(), disk=disk_left(Path(cfg.out)))
     line = [f"preflight | {n / 1e9:.3g}B parameters: {parts}"]
     line += [f"{what} {gib(x)} of {gib(limits[what])}" for what, x in peak.items()]
-    if type(cfg) is Config and cfg.preflight and cfg.task in SIZES and METHODS[cfg.method].iterate:
+    has_loop = type(cfg) is Config and METHODS[cfg.method].iterate  # train_prm.py's has none
+    if cfg.preflight and cfg.task in SIZES and has_loop:
         line.append(hours(cfg, n))
     print(" | ".join(line), flush=True)
 
